@@ -1,0 +1,42 @@
+# What the project can be told to do. `make help` lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+SCALE ?= default
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+PACKAGES := gcc libvirt-dev pkg-config python3-dev python3-venv \
+  fuse3 iproute2 lxcfs mmdebstrap openssh-client procps systemd-container
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 20
+
+$(VENV)/.installed: requirements/dev.txt pyproject.toml
+	@test "$$(id -u)" = 0 || { echo "The testbed makes network bridges and containers: run this as root." >&2; exit 1; }
+	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>&1 | awk '!/^installed /'); \
+	if [ -n "$$missing" ]; then echo "== installing Debian packages"; apt-get -q update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $(PACKAGES); fi
+	@echo "== making $(VENV) from requirements/dev.txt"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement requirements/dev.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	@touch $@
+
+.PHONY: venv
+venv: $(VENV)/.installed ## make .venv with pinned versions
+
+.PHONY: lock
+lock: ## choose versions anew within the ranges of pyproject.toml
+	$(BIN)/uv pip compile -q --upgrade --no-annotate --no-header --python-version 3.11 --extra dev pyproject.toml -o requirements/dev.txt
+	$(BIN)/uv pip compile -q --no-annotate --no-header --python-version 3.11 --extra head -c requirements/dev.txt pyproject.toml -o requirements/head.txt
+
+.PHONY: lint
+lint: venv ## ruff, mypy strict, yamllint, ansible-lint production
+	ruff check .
+	ruff format --check .
+	mypy
+	yamllint --strict .
+	ansible-lint --profile production
