@@ -20,9 +20,7 @@ class ApiError(Exception):
         self.status = status
 
 
-def call(
-    method: str, url: str, token: str, body: Optional[Any] = None, timeout: float = 10.0
-) -> Any:
+def call(method: str, url: str, token: str, body: Optional[Any] = None, timeout: float = 10.0) -> Any:
     """Send one request and return the parsed answer.
 
     ``timeout`` is in seconds, for connecting and for each read: give a long poll more
