@@ -1,0 +1,65 @@
+#!/bin/sh
+# Install the bundle as /opt/failavoid/venv-DIGEST, point /opt/failavoid/venv at it, make the site's secret and the
+# job users' tokens where they are missing. Says "changed" if it changed anything; may be run again at any time.
+#   install.sh DIGEST PYTHON_VERSION [JOB_USER ...]
+set -eu
+umask 027
+digest=$1 python=$2
+shift 2
+new=/opt/failavoid/venv-$digest
+changed() { echo "changed: $*"; }
+
+install -d -o root -g failavoid -m 0750 /etc/failavoid /etc/failavoid/ssh /etc/failavoid/inventory
+install -d -o root -g root -m 0711 /etc/failavoid/tokens
+install -d -o root -g root -m 0755 /var/lib/failavoid
+chmod 0751 /etc/failavoid # job users pass through to their own token
+chown -R root:failavoid /etc/failavoid/ssh
+chmod 0640 /etc/failavoid/ssh/id_ed25519
+
+if [ ! -e "$new/.complete" ]; then
+  unpacked=$(mktemp -d /opt/failavoid/unpacked.XXXXXX)
+  trap 'rm -rf "$unpacked"' EXIT
+  tar -C "$unpacked" -xf /opt/failavoid/bundle.tar
+  rm -rf "$new"
+  umask 022
+  export UV_CACHE_DIR="$unpacked/cache" UV_OFFLINE=1 UV_NO_CONFIG=1
+  # libvirt's Python module comes from the distribution, hence the system's packages
+  "$unpacked/uv" -q venv --system-site-packages --python "/usr/bin/python$python" "$new"
+  "$unpacked/uv" -q pip install --python "$new/bin/python" --no-index --no-deps --compile-bytecode \
+    -r "$unpacked/requirements.txt" --find-links "$unpacked/wheels" "$unpacked"/wheels/failavoid-*.whl
+  touch "$new/.complete"
+  umask 027
+  changed installed "$digest"
+fi
+if [ "$(readlink /opt/failavoid/venv || true)" != "$new" ]; then
+  ln -sfn "$new" /opt/failavoid/venv.new && mv -T /opt/failavoid/venv.new /opt/failavoid/venv
+  ln -sf /opt/failavoid/venv/bin/failavoid /usr/local/bin/failavoid
+  for old in /opt/failavoid/venv-*; do [ "$old" = "$new" ] || rm -rf "$old"; done
+  changed switched
+fi
+
+secret=/etc/failavoid/secret
+if [ -n "${FAILAVOID_SECRET:-}" ] && [ "$(cat "$secret" 2>/dev/null || true)" != "$FAILAVOID_SECRET" ]; then
+  printf '%s\n' "$FAILAVOID_SECRET" >"$secret"
+  changed secret
+elif [ ! -s "$secret" ]; then
+  head -c 48 /dev/urandom | base64 -w0 >"$secret"
+  changed secret
+fi
+chown root:failavoid "$secret"
+chmod 0640 "$secret"
+
+token() { # ROLE SUBJECT FILE OWNER
+  text=$("/opt/failavoid/venv/bin/python" -c '
+import sys
+from failavoid.shared.tokens import mint, read_secret
+print(mint(read_secret(sys.argv[1]), *sys.argv[2:]))' "$secret" "$1" "$2")
+  if [ "$(cat "$3" 2>/dev/null || true)" != "$text" ]; then
+    (umask 077 && printf '%s\n' "$text" >"$3")
+    chown "$4" "$3"
+    chmod 0400 "$3"
+    changed "token of $2"
+  fi
+}
+token operator admin /etc/failavoid/tokens/root root
+for user in "$@"; do token user "$user" "/etc/failavoid/tokens/$user" "$user"; done
