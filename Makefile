@@ -40,3 +40,29 @@ lint: venv ## ruff, mypy strict, yamllint, ansible-lint production
 	mypy
 	yamllint --strict .
 	ansible-lint --profile production
+
+.PHONY: demo
+demo: venv ## make the testbed and run the demonstration (SCALE=default|rack|paper)
+	@python -m failavoid.demo --scale $(SCALE)
+
+.PHONY: testbed
+testbed: venv ## make the testbed's hosts and deploy everything on them
+	@python -m failavoid.demo --scale $(SCALE) --testbed-only
+
+.PHONY: test
+test: venv ## unit tests, MPI tests, then all tests on one real testbed
+	@python -m failavoid.demo --scale default --testbed-only
+	python -m pytest tests
+
+.PHONY: bench
+bench: venv ## measure; writes build/bench/*.json
+	@python -m failavoid.demo --scale default --testbed-only
+	python -m tests.bench
+
+.PHONY: clean-testbed
+clean-testbed: venv ## end the testbed: no process, mount, bridge, cgroup or file stays (the image does)
+	ansible-playbook -i inventories/testbed playbooks/testbed-clean.yml
+
+.PHONY: clean-image
+clean-image: venv ## the same, and remove the system image
+	ansible-playbook -i inventories/testbed playbooks/testbed-clean.yml -e testbed_host_clean_image=true

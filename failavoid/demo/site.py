@@ -1,0 +1,86 @@
+"""The site the demonstration runs on: its inventory, SSH to its hosts, the services' API."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+PORTS = {"monitor": 7411, "resource_manager": 7412, "controller": 7413}
+
+
+class CommandError(Exception):
+    """A command on a host that failed; the message names host, command and its own words."""
+
+
+@dataclass
+class Site:
+    """An inventory's hosts with their variables, as Ansible sees them."""
+
+    inventory: Path
+    hosts: dict[str, dict[str, Any]]
+    groups: dict[str, list[str]]
+
+    @property
+    def head(self) -> str:
+        """The name of the head."""
+        return self.groups["head"][0]
+
+    def ssh(self, host: str, *argv: str) -> list[str]:
+        """The command line that runs ``argv`` on ``host`` the way Ansible would."""
+        settings = self.hosts[host]
+        key = settings.get("ansible_ssh_private_key_file")
+        return [
+            "ssh",
+            *(("-i", key) if key else ()),
+            *shlex.split(settings.get("ansible_ssh_common_args", "")),
+            "-o",
+            "BatchMode=yes",
+            f"{settings.get('ansible_user', 'root')}@{settings.get('ansible_host', host)}",
+            shlex.join(argv),
+        ]
+
+    def run(self, host: str, *argv: str, check: bool = True) -> str:
+        """Run ``argv`` on ``host`` and return what it printed. Raises CommandError."""
+        done = subprocess.run(self.ssh(host, *argv), capture_output=True, text=True, timeout=60, check=False)
+        if check and done.returncode:
+            raise CommandError(
+                f"{host}: {shlex.join(argv)} ended with {done.returncode}: "
+                f"{(done.stderr or done.stdout).strip()}"
+            )
+        return done.stdout
+
+    def api(self, service: str) -> httpx.Client:
+        """A client of one of the services on the head, as operator."""
+        token = self.run(self.head, "cat", "/etc/failavoid/tokens/root").strip()
+        address = self.hosts[self.head].get("ansible_host", self.head)
+        return httpx.Client(
+            base_url=f"http://{address}:{PORTS[service]}",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=30,
+        )
+
+
+def read_inventory(inventory: Path) -> Site:
+    """Ask ansible-inventory for the site's hosts, groups and variables."""
+    command = [str(Path(sys.executable).parent / "ansible-inventory"), "-i", str(inventory), "--list"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    listing = json.loads(done.stdout)
+    groups = {
+        name: _members(listing, name) for name in listing if name != "_meta" and isinstance(listing[name], dict)
+    }
+    return Site(inventory, listing["_meta"]["hostvars"], groups)
+
+
+def _members(listing: dict[str, Any], group: str) -> list[str]:
+    entry = listing.get(group, {})
+    members = list(entry.get("hosts", []))
+    for child in entry.get("children", []):
+        members += [host for host in _members(listing, child) if host not in members]
+    return members
