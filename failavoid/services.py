@@ -121,7 +121,7 @@ class Changes:
         return self._version
 
     async def wait(self, after: int, timeout: float) -> int:
-        """Return the version as soon as it is greater than ``after``, at the latest after ``timeout`` seconds."""
+        """Return the version once it is greater than ``after``, at the latest after ``timeout`` seconds."""
         event = asyncio.Event()
         entry = (asyncio.get_running_loop(), event)
         with self._lock:

@@ -27,7 +27,7 @@ class Progress:
     def step(self, name: str) -> Iterator[None]:
         """Do the plan's step ``name``; its duration is kept in ``seconds``."""
         self._number = self._plan.index(name) + 1
-        following = self._plan[self._number] if self._number < len(self._plan) else "nothing, this is the last"
+        following = self._plan[self._number] if self._number < len(self._plan) else "nothing"
         head = f"[{time.monotonic() - self._began:6.1f} s]"
         print(
             f"{head} {self._number}/{len(self._plan)} {name} (next: {following})", file=self._out, flush=True

@@ -73,7 +73,9 @@ def read_inventory(inventory: Path) -> Site:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     listing = json.loads(done.stdout)
     groups = {
-        name: _members(listing, name) for name in listing if name != "_meta" and isinstance(listing[name], dict)
+        name: _members(listing, name)
+        for name in listing
+        if name != "_meta" and isinstance(listing[name], dict)
     }
     return Site(inventory, listing["_meta"]["hostvars"], groups)
 
