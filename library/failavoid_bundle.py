@@ -10,9 +10,9 @@ DOCUMENTATION = r"""
 module: failavoid_bundle
 short_description: Pack the services and what they need into one file
 description:
-  - Builds the project's wheel and collects the pinned wheels it needs, with the installer C(uv), in one tar file,
-    so that the head needs no package index.
-  - Runs on the machine that runs Ansible. The file is made again only when the sources or the pins have changed.
+  - Builds the project's wheel and collects the pinned wheels it needs, with the installer C(uv), in one tar
+    file, so that the head needs no package index.
+  - Runs on the machine that runs Ansible. The file is made again only when the sources or the pins changed.
 version_added: "0.1.0"
 options:
   project:
@@ -66,7 +66,6 @@ digest:
 """
 
 import hashlib
-import os
 import shutil
 import sys
 import tarfile
@@ -160,7 +159,7 @@ def main() -> None:
     bundle = cache / f"bundle-{digest}.tar"
     changed = not bundle.exists()
     if changed and not module.check_mode:
-        os.makedirs(cache, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
         wheels = collect_wheels(module, requirements, cache, python_version)
         build(module, project, requirements, wheels, bundle)
         for old in cache.glob("bundle-*.tar"):

@@ -40,7 +40,7 @@ def test_a_bad_setting_is_refused_with_its_line(tmp_path, text, complaint):
 
 
 def test_settings_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(SettingsError, match="none.yml: cannot be read"):
+    with pytest.raises(SettingsError, match=r"none.yml: cannot be read"):
         load_settings(Settings, tmp_path / "none.yml")
 
 
