@@ -33,6 +33,10 @@ class Services:
         """One job."""
         return from_dict(Job, _get(self.resource_manager, f"/jobs/{ident}"))
 
+    def restore(self, host: str) -> None:
+        """Ask for a defunct host's return to service."""
+        self.resource_manager.post(f"/hosts/{host}/restore", json={}, timeout=60).raise_for_status()
+
     def history(self, since: float) -> list[Sample]:
         """All samples of hosts since then, oldest first."""
         samples = [from_dict(Sample, one) for one in _get(self.monitor, f"/history?since={since}")]
