@@ -1,6 +1,7 @@
 #!/bin/sh
 # Install the bundle as /opt/failavoid/venv-DIGEST, point /opt/failavoid/venv at it, make the site's secret and the
 # job users' tokens where they are missing. Says "changed" if it changed anything; may be run again at any time.
+# Ends with the public key by which the services reach the hosts.
 #   install.sh DIGEST PYTHON_VERSION [JOB_USER ...]
 set -eu
 umask 027
@@ -11,15 +12,20 @@ changed() { echo "changed: $*"; }
 
 install -d -o root -g failavoid -m 0750 /etc/failavoid /etc/failavoid/ssh /etc/failavoid/inventory
 install -d -o root -g root -m 0711 /etc/failavoid/tokens
-install -d -o root -g root -m 0755 /var/lib/failavoid
+install -d -o root -g root -m 0755 /var/lib/failavoid /opt/failavoid
 chmod 0751 /etc/failavoid # job users pass through to their own token
-chown -R root:failavoid /etc/failavoid/ssh
-chmod 0640 /etc/failavoid/ssh/id_ed25519
+key=/etc/failavoid/ssh/id_ed25519
+if [ ! -s "$key" ]; then
+  ssh-keygen -q -t ed25519 -N '' -C failavoid -f "$key"
+  changed key
+fi
+chown failavoid:failavoid "$key" # ssh wants a key to be its user's alone
+chmod 0400 "$key"
 
 if [ ! -e "$new/.complete" ]; then
   unpacked=$(mktemp -d /opt/failavoid/unpacked.XXXXXX)
   trap 'rm -rf "$unpacked"' EXIT
-  tar -C "$unpacked" -xf /opt/failavoid/bundle.tar
+  tar -C "$unpacked" -xf /var/cache/failavoid-bundle.tar
   rm -rf "$new"
   umask 022
   export UV_CACHE_DIR="$unpacked/cache" UV_OFFLINE=1 UV_NO_CONFIG=1
@@ -63,3 +69,4 @@ print(mint(read_secret(sys.argv[1]), *sys.argv[2:]))' "$secret" "$1" "$2")
 }
 token operator admin /etc/failavoid/tokens/root root
 for user in "$@"; do token user "$user" "/etc/failavoid/tokens/$user" "$user"; done
+echo "public key: $(cat "$key.pub")"
