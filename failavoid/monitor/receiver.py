@@ -1,0 +1,86 @@
+"""Takes the agents' datagrams from the network, in a thread of its own."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from failavoid.monitor.store import Store
+from failavoid.shared.samples import WINDOW_S, Decoder, Received, RefusedError
+from failavoid.shared.tokens import mint
+
+log = logging.getLogger(__name__)
+BUFFER_BYTES = 8 << 20  # a second of 10,000 hosts' samples and more; the kernel may grant less
+SAY_EVERY_S = 30.0
+
+
+class Receiver:
+    """``is_guest`` tells whether a guest (name, UUID) is one the site knows now."""
+
+    def __init__(
+        self, listen: str, port: int, secret: bytes, store: Store, is_guest: Callable[[str, str], bool]
+    ) -> None:
+        family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+        self._socket.settimeout(0.5)
+        self._socket.bind((listen, port))
+        self.port: int = self._socket.getsockname()[1]
+        self._decoder = Decoder(functools.partial(mint, secret))
+        self._store = store
+        self._is_guest = is_guest
+        self._stopped = threading.Event()
+        self._refused: Counter[str] = Counter()
+        self._said = 0.0
+        self._thread = threading.Thread(target=self._run, name="receiver")
+
+    def start(self) -> None:
+        """Begin to take samples."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and close the socket."""
+        self._stopped.set()
+        self._thread.join()
+        self._socket.close()
+
+    def _run(self) -> None:
+        cleaned = time.monotonic()
+        while not self._stopped.is_set():
+            try:
+                datagram = self._socket.recv(65536)
+            except TimeoutError:
+                continue
+            except OSError as error:
+                log.error("receiving samples: %s", error)
+                self._stopped.wait(1)
+                continue
+            try:
+                now = time.time()
+                received = self._decoder.decode(datagram, now)
+                self._check_guest(received)
+                self._store.take(received, now)
+            except RefusedError as error:
+                self._refuse(error)
+            if time.monotonic() - cleaned > WINDOW_S * 2:
+                cleaned = time.monotonic()
+                for kind, name in self._store.drop_silent(now):
+                    self._decoder.forget(kind, name)
+
+    def _check_guest(self, received: Received) -> None:
+        """A guest's token ends with the guest, although its code still fits."""
+        if received.role == "guest" and not self._is_guest(received.subject, received.nonce):
+            raise RefusedError("the resource manager knows no such guest", received.subject)
+
+    def _refuse(self, error: RefusedError) -> None:
+        """Count, and say so now and then: a stranger must not fill the journal."""
+        self._refused[error.sender] += 1
+        if time.monotonic() - self._said > SAY_EVERY_S or not self._said:
+            self._said = time.monotonic()
+            log.warning("%s (%d refused since the last such line)", error, self._refused.total())
+            self._refused.clear()
