@@ -230,7 +230,8 @@ def find_trend(window: Window, settings: RuleSettings) -> Trend:
 
 def application_at_work(now: Floats, trend: Trend, groups: Ints, settings: RuleSettings) -> Bools:
     """Whether most of a host's peers are over the threshold, or will be within a moment by their trend."""
-    ahead = np.maximum(0.0, np.nan_to_num(trend.slope)) * settings.application_within_s
+    slope = np.fmax(np.nan_to_num(trend.slope), np.nan_to_num(trend.recent_slope))
+    ahead = np.maximum(0.0, slope) * settings.application_within_s
     hot = np.where(np.isfinite(now), now + ahead >= settings.threshold, False)
     others = _count(now, groups) - np.isfinite(now)
     hot_others = _sum(hot.astype(float), groups) - hot
@@ -323,8 +324,8 @@ def _centre_and_scale(
 
 
 def _mean_and_deviation(now: Floats, groups: Ints) -> tuple[Floats, Floats]:
-    count: Floats = _count(now, groups).astype(np.float64)
-    mean: Floats = _sum(np.nan_to_num(now), groups) / count
+    count = _count(now, groups)
+    mean = _sum(np.nan_to_num(now), groups) / count
     apart = np.where(np.isfinite(now), now - mean, 0.0)
     return mean, np.sqrt(_sum(apart**2, groups) / (count - 1))
 
@@ -336,8 +337,8 @@ def _count(now: Floats, groups: Ints) -> Ints:
 
 def _sum(values: Floats, groups: Ints) -> Floats:
     """For each host, the sum over its group."""
-    result: Floats = np.bincount(groups, weights=values)[groups]
-    return result
+    sums: Floats = np.bincount(groups, weights=values).astype(np.float64)
+    return sums[groups]
 
 
 def _median(values: Floats, groups: Ints) -> Floats:
