@@ -1,0 +1,62 @@
+"""The MPI barrier wrapper for mpi4py: ranks of an unmodified program stop while their guests move.
+
+``python -m failavoid.mpi PROGRAM ARGUMENTS`` or, in the program, ``import failavoid.mpi`` before
+``MPI.COMM_WORLD`` is used. Importing this package changes nothing but that: ``mpi4py.MPI`` is wrapped
+when the program imports it (or now, if it has done so), so that the program's own ``mpi4py.rc`` holds.
+
+Environment, the same on all ranks: FAILAVOID_JOB (without it barriers are mpi4py's own), FAILAVOID_EVERY
+(look at every n-th barrier, default 1), FAILAVOID_LIMIT_S (seconds a rank waits at most for a move, default
+900), FAILAVOID_RUN_DIR (default /run/failavoid). For each guest: FAILAVOID_GUEST (default its host name).
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import Callable, Sequence
+
+
+def _install(module: types.ModuleType) -> None:
+    from failavoid.mpi.mpi4py_wrapper import install
+
+    install(module)
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Calls ``action`` with the module ``name`` right after its first import."""
+
+    def __init__(self, name: str, action: Callable[[types.ModuleType], None]) -> None:
+        self._name = name
+        self._action = action
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != self._name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        load = spec.loader.exec_module
+
+        def load_and_act(module: types.ModuleType) -> None:
+            load(module)
+            self._action(module)
+
+        spec.loader.exec_module = load_and_act  # type: ignore[method-assign]
+        return spec
+
+
+def _after_import(name: str, action: Callable[[types.ModuleType], None]) -> None:
+    if name in sys.modules:
+        action(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _AfterImport(name, action))
+
+
+# mpi4py 4's wheels put a finder of their own first when the package is imported: come after that
+_after_import("mpi4py", lambda _: _after_import("mpi4py.MPI", _install))
