@@ -98,10 +98,13 @@ def main() -> None:
     """Run until SIGTERM; a setting or a port that can't be used ends it with one sentence."""
     parser = argparse.ArgumentParser(description="Failavoid's monitor")
     parser.add_argument("--settings", default="/etc/failavoid/monitor.yml")
+    parser.add_argument("--check", action="store_true", help="read the settings, say what is wrong, and end")
     arguments = parser.parse_args()
     set_up_logging()
     try:
         settings = load_settings(Settings, arguments.settings)
+        if arguments.check:
+            return
         secret = read_secret(settings.secret)
         monitor = Monitor(settings, secret)
     except (SettingsError, ValueError) as error:
