@@ -73,6 +73,7 @@ class NodeClass:
 
     name: str
     init: str
+    kernel_arguments: str
     tree: Tree
     enabled: List[str]
     masked: List[str]
@@ -101,11 +102,12 @@ def parse_declaration(data: Any, sources: Dict[str, str]) -> Declaration:
         where = f"classes.{name}"
         if not _NAME.fullmatch(str(name)):
             raise SysimageError(f"{where}: a class's name has 1 to 63 of the characters a-z, 0-9 and '-'")
-        value = _keys(value, where, {"init"}, {"files", "links", "services"})
+        value = _keys(value, where, {"init"}, {"files", "links", "services", "kernel_arguments"})
         services = _keys(value.get("services", {}), f"{where}.services", set(), {"enabled", "masked"})
         classes[name] = NodeClass(
             name=name,
             init=str(value["init"]),
+            kernel_arguments=str(value.get("kernel_arguments", "")),
             tree=_parse_tree(value, where, sources),
             enabled=sorted(_strings(services.get("enabled", []), f"{where}.services.enabled")),
             masked=sorted(_strings(services.get("masked", []), f"{where}.services.masked")),
@@ -193,7 +195,14 @@ def root_digest(declaration: Declaration) -> str:
 def image_digest(declaration: Declaration, staging: Path) -> str:
     """Return the digest of the image: root, classes and what is staged for them."""
     classes = {
-        name: [c.init, c.enabled, c.masked, _describe_tree(c.tree), describe_folder(staging / name)]
+        name: [
+            c.init,
+            c.kernel_arguments,
+            c.enabled,
+            c.masked,
+            _describe_tree(c.tree),
+            describe_folder(staging / name),
+        ]
         for name, c in declaration.classes.items()
     }
     return _digest([FORMAT, root_digest(declaration), classes])
@@ -381,7 +390,10 @@ class Store:
             "suite": declaration.root.suite,
             "kernel": f"roots/{root_name}/boot/vmlinuz",
             "initrd": f"roots/{root_name}/boot/initrd.img",
-            "classes": {name: {"init": c.init} for name, c in declaration.classes.items()},
+            "classes": {
+                name: {"init": c.init, "kernel_arguments": c.kernel_arguments}
+                for name, c in declaration.classes.items()
+            },
         }
         (building / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         for path in (building, classes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from .sysimage import (
 
 # A root is the same for all nodes: what makes one machine differ from another, or is secret, goes. Services
 # are enabled by node classes, so what packages enable for themselves goes too.
+_LIB = "/usr/lib/failavoid"
 _CLEAN = """
 set -eu
 cd "$1"
@@ -29,9 +31,8 @@ rm -rf etc/systemd/system/*.wants etc/systemd/system/*.requires
 rm -f etc/libvirt/qemu/networks/autostart/*
 : >etc/machine-id
 ln -sf "$(basename "$(ls boot/vmlinuz-* | sort -V | tail -n 1)")" boot/vmlinuz
-ln -sf "$(basename "$(ls boot/initrd.img-* | sort -V | tail -n 1)")" boot/initrd.img
 rm -f vmlinuz vmlinuz.old initrd.img initrd.img.old
-chmod 0644 boot/vmlinuz-* boot/initrd.img-*
+chmod 0644 boot/vmlinuz-*
 """
 
 
@@ -83,6 +84,7 @@ def build_root(store: Store, declaration: Declaration, package_cache: Path) -> P
         # before any package is configured: the kernel's package makes the initramfs with these
         f'--extract-hook=cp -a --no-preserve=ownership {shlex.quote(str(tree))}/. "$1/"',
         f'--customize-hook=find "$1/var/cache/apt/archives" -maxdepth 1 -name "*.deb" -exec cp -a -t {quoted} {{}} +',
+        f'--customize-hook=chroot "$1" {_LIB}/make-initrd {_LIB}/initrd-modules {_LIB}/initrd-init /boot/initrd.img',
         f"--customize-hook={_CLEAN}",
         root.suite,
         str(building),
@@ -90,7 +92,10 @@ def build_root(store: Store, declaration: Declaration, package_cache: Path) -> P
     ]
     log = store.path / "build.log"
     with log.open("w") as output:
-        status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output).returncode
+        environment = {**os.environ, "INITRD": "No"}  # the kernel's package is not to make one of its own
+        status = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
+        ).returncode
     if status != 0:
         lines = log.read_text().splitlines()[-8:]
         raise SysimageError(
