@@ -98,3 +98,11 @@ def test_a_project_that_is_none_is_refused_and_leaves_nothing(install, tmp_path)
     assert done.returncode != 0
     assert "agent_project" in done.stdout
     assert not (tmp_path / "root/opt/failavoid/lib/failavoid/agent").exists()
+
+
+def test_the_agents_unit_keeps_the_hosts_own_proc():
+    """These make systemd mount /proc anew; a host in a container then reported its machine's memory."""
+    unit = (PROJECT / "roles/agent/templates/failavoid-agent.service.j2").read_text()
+    settings = {line.partition("=")[0] for line in unit.splitlines() if not line.startswith("#")}
+    assert not settings & {"ProtectProc", "ProcSubset", "ProtectControlGroups", "PrivatePIDs"}
+    assert {"ProtectSystem", "NoNewPrivileges", "MemoryMax"} <= settings
