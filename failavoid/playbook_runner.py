@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class PlaybookResult:
     """How a run ended.
 
     ``status`` is successful, failed, canceled or timeout; ``host_results`` holds the last result of each task
-    by host and task name; ``failures`` are sentences for people; ``log`` is the playbook's output.
+    by host and task name, with the seconds since the epoch when the task ``_began`` and ``_ended`` on this
+    machine's clock; ``failures`` are sentences for people; ``log`` is the playbook's output.
     """
 
     rc: int
@@ -171,7 +173,11 @@ class _Run:
 
     def task_ended(self, kind: str, data: dict[str, Any]) -> None:
         host, task = str(data.get("host")), str(data.get("task"))
-        result = data.get("res") or {}
+        result = {
+            **(data.get("res") or {}),
+            "_began": _seconds(data.get("start")),
+            "_ended": _seconds(data.get("end")),
+        }
         self.results.setdefault(host, {})[task] = result
         if kind in _TASK_FAILED and not data.get("ignore_errors"):
             self.failed_tasks += [f"{host}: {task}: {message}" for message in _messages(result)]
@@ -233,6 +239,13 @@ def _write_private(path: Path, data: dict[str, Any]) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         json.dump(data, file)
+
+
+def _seconds(moment: str | None) -> float:
+    """Return the time of an event's UTC time stamp, or now."""
+    if not moment:
+        return time.time()
+    return datetime.fromisoformat(moment).replace(tzinfo=timezone.utc).timestamp()
 
 
 def _messages(result: dict[str, Any]) -> list[str]:

@@ -1,0 +1,72 @@
+"""The controller's process: ``failavoid-controller --settings /etc/failavoid/controller.yml``."""
+
+from __future__ import annotations
+
+import argparse
+import sqlite3
+import sys
+import threading
+from pathlib import Path
+
+from failavoid.controller.api import build_app
+from failavoid.controller.controller import Controller
+from failavoid.controller.evacuation import Surroundings
+from failavoid.controller.journal import Journal
+from failavoid.controller.libvirt_view import answers, look
+from failavoid.controller.manager import Cluster, ResourceManager
+from failavoid.controller.notices import NoticeBoard
+from failavoid.controller.playbooks import MigratePlaybook
+from failavoid.controller.settings import Settings
+from failavoid.controller.verification import Verifier
+from failavoid.services import Changes, SettingsError, load_settings, run, set_up_logging
+from failavoid.shared.tokens import mint, read_secret
+
+
+def make_controller(settings: Settings, secret: bytes) -> Controller:
+    """Put the controller's parts together. Raises OSError or sqlite3.Error if the folder can't be used."""
+    limits, state = settings.limits, Path(settings.state_dir)
+    changed, news = threading.Condition(), Changes()
+    journal = Journal(state / "journal.sqlite")
+    manager = ResourceManager(settings.resource_manager, mint(secret, "service", "controller"))
+    cluster = Cluster(manager, changed, news)
+    playbook = MigratePlaybook(
+        Path(settings.inventory),
+        state / "playbooks",
+        settings.url.rstrip("/"),
+        limits.gather_timeout_s + limits.migration_timeout_s,
+    )
+    verifier = Verifier(cluster, look, answers, changed, limits.settle_timeout_s, limits.reach_timeout_s)
+    board = NoticeBoard(journal, changed, news)
+    return Controller(
+        Surroundings(journal, board, manager, cluster, playbook, verifier, limits, changed, news)
+    )
+
+
+def main() -> None:
+    """Run until SIGTERM; a setting, folder or port that can't be used ends it with one sentence."""
+    parser = argparse.ArgumentParser(description="Failavoid's controller")
+    parser.add_argument("--settings", default="/etc/failavoid/controller.yml")
+    parser.add_argument("--check", action="store_true", help="read the settings, say what is wrong, and end")
+    arguments = parser.parse_args()
+    set_up_logging()
+    try:
+        settings = load_settings(Settings, arguments.settings)
+        if arguments.check:
+            return
+        secret = read_secret(settings.secret)
+        controller = make_controller(settings, secret)
+    except (SettingsError, ValueError) as error:
+        sys.exit(f"failavoid-controller: {error}")
+    except (OSError, sqlite3.Error) as error:
+        sys.exit(f"failavoid-controller: {error}; see secret and state_dir in {arguments.settings}")
+    stop = threading.Event()
+    threading.Thread(
+        target=controller.around.cluster.follow, args=(stop,), daemon=True, name="membership"
+    ).start()
+    controller.resume()
+    run(build_app(controller, secret), settings.listen, settings.port)
+    stop.set()
+
+
+if __name__ == "__main__":
+    main()
