@@ -83,8 +83,7 @@ def main() -> None:
         tokens = {name: mint(secret, role, check_name(role, name)) for name in module.params["subjects"]}
     except OSError as error:
         module.fail_json(
-            msg=f"{path} cannot be read: {error.strerror}. "
-            "The role service_common makes it on the head: run it first"
+            msg=f"{path} cannot be read: {error.strerror}. The role service_common makes it on the head: run it first"
         )
     except ValueError as error:
         module.fail_json(msg=str(error))

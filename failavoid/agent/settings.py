@@ -53,9 +53,7 @@ def load(path: str) -> Settings:
         raise SettingsError(f"{path}: an object is needed")
     unknown = sorted(set(data) - set(Settings.__slots__))
     if unknown:
-        raise SettingsError(
-            f"{path}: unknown setting {unknown[0]!r}; known are {', '.join(Settings.__slots__)}"
-        )
+        raise SettingsError(f"{path}: unknown setting {unknown[0]!r}; known are {', '.join(Settings.__slots__)}")
     for name in ("node", "kind", "token", "monitor"):
         if not isinstance(data.get(name), str) or not data[name]:
             raise SettingsError(f"{path}: setting {name!r} is missing or no text")

@@ -24,9 +24,7 @@ class AlarmSender:
     """
 
     def __init__(self, url: str, token: str, is_member: Callable[[str, str], bool]) -> None:
-        self._client = httpx.Client(
-            base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT_S
-        )
+        self._client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT_S)
         self._is_member = is_member
         self._pending: dict[tuple[str, str], Alarm] = {}
         self._changed = threading.Condition()

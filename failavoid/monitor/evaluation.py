@@ -167,9 +167,7 @@ class Evaluator:
             while len(self.events) > KEPT_EVENTS:
                 del self.events[next(iter(self.events))]
 
-    def _alarm(
-        self, rule: str, member: Member, column: int, window: Window, judgement: Judgement, now: float
-    ) -> Alarm:
+    def _alarm(self, rule: str, member: Member, column: int, window: Window, judgement: Judgement, now: float) -> Alarm:
         job, host = member
         self._raised[member] = now
         latest = self._past[-1]
@@ -217,9 +215,7 @@ class Evaluator:
         for job, hosts in groups.items():
             columns = [column for column, member in enumerate(members) if member[0] == job]
             if len(hosts) < MIN_HOSTS:
-                now[job] = (
-                    f"has {len(hosts)} host(s); rule robust compares at least {MIN_HOSTS} and stays silent"
-                )
+                now[job] = f"has {len(hosts)} host(s); rule robust compares at least {MIN_HOSTS} and stays silent"
             elif columns and judgement.application[columns].all():
                 now[job] = "most hosts are over the threshold or will be: the application at work, no alarm"
         for job, text in now.items():

@@ -9,7 +9,7 @@ groups at one collection. A host that runs guests of two jobs is in two columns.
 ``robust``     an outlier by median and MAD (with 3 to 5 hosts: by the others' mean and
                standard deviation), and over the threshold or about to fail by its trend
 
-While most of a host's peers are over the threshold, or soon will be, the application is at
+While most of a host's peers are over the threshold, or soon will be where it is, the application is at
 work and not a failure: `paper` and `robust` then stay silent. Below 3 hosts nobody can say
 who is the outlier: `robust` stays silent too.
 """
@@ -30,6 +30,7 @@ RULES = ("robust", "paper", "threshold")
 MIN_HOSTS = 3
 SMALL_GROUP = 5
 MAD_TO_SIGMA = 1.4826  # of normally distributed values
+_BEYOND = 16.0  # a share of memory that no host has
 _Z90 = 1.2815515655446004  # quantile of the normal distribution that leaves 10 % on each side
 
 
@@ -48,7 +49,7 @@ class RuleSettings:
     slope_window_s: float = 10.0
     persistence_s: float = 5.0  # `robust` must hold this long
     application_share: float = 0.5  # more of the peers than this in danger: it is the application
-    application_within_s: float = 10.0  # or so soon, by their own trend
+    application_within_s: float = 10.0  # or where the host is now so soon, by their own trend
     hysteresis: float = 0.05  # below the threshold, before a host can be alarmed about again
 
     def __post_init__(self) -> None:
@@ -61,9 +62,7 @@ class RuleSettings:
         for name in ("skew_s", "persistence_s", "application_within_s"):
             _check(self, name, 0.0, 3600.0)
         if self.threshold >= self.failure:
-            raise ValueError(
-                f"setting 'threshold' ({self.threshold}) must be below 'failure' ({self.failure})"
-            )
+            raise ValueError(f"setting 'threshold' ({self.threshold}) must be below 'failure' ({self.failure})")
 
 
 def _check(settings: RuleSettings, name: str, low: float, high: float) -> None:
@@ -229,19 +228,25 @@ def find_trend(window: Window, settings: RuleSettings) -> Trend:
 
 
 def application_at_work(now: Floats, trend: Trend, groups: Ints, settings: RuleSettings) -> Bools:
-    """Whether most of a host's peers are over the threshold, or will be within a moment by their trend."""
+    """Whether most of a host's peers are over the threshold, or about to be where this host is now.
+
+    The latter by their own trend, within ``application_within_s``: the host is ahead of them
+    in time, which is no reason to leave it. A host far beyond what they will reach is another matter.
+    """
     slope = np.fmax(np.nan_to_num(trend.slope), np.nan_to_num(trend.recent_slope))
-    ahead = np.maximum(0.0, slope) * settings.application_within_s
-    hot = np.where(np.isfinite(now), now + ahead >= settings.threshold, False)
+    soon = now + np.maximum(0.0, slope) * settings.application_within_s
+    reach = np.nan_to_num(np.where(now >= settings.threshold, _BEYOND, np.minimum(soon, _BEYOND)))
+    level = np.fmax(now, settings.threshold)
+    # how many of a group reach a level, for all groups in one search: each has a range of keys of its own
+    keys = np.sort(groups * 2 * _BEYOND + reach)
+    ends = np.searchsorted(keys, groups * 2 * _BEYOND + 1.5 * _BEYOND)
+    reaching = ends - np.searchsorted(keys, groups * 2 * _BEYOND + level) - (reach >= level)
     others = _count(now, groups) - np.isfinite(now)
-    hot_others = _sum(hot.astype(float), groups) - hot
-    result: Bools = (others > 0) & (hot_others > settings.application_share * others)
+    result: Bools = (others > 0) & (reaching > settings.application_share * others)
     return result
 
 
-def explain(
-    window: Window, judgement: Judgement, rule: str, column: int, settings: RuleSettings
-) -> dict[str, Any]:
+def explain(window: Window, judgement: Judgement, rule: str, column: int, settings: RuleSettings) -> dict[str, Any]:
     """The figures behind a verdict on one host, as the fields of messages.Evidence."""
     verdict, trend = judgement.verdicts[rule], judgement.trend
     interval = [float(trend.earliest[column]), float(trend.latest[column])]
@@ -304,9 +309,7 @@ def _t90(free: Floats) -> Floats:
     return z + first / free + second / free**2
 
 
-def _centre_and_scale(
-    now: Floats, median: Floats, groups: Ints, floor: Floats
-) -> tuple[Floats, Floats, Ints]:
+def _centre_and_scale(now: Floats, median: Floats, groups: Ints, floor: Floats) -> tuple[Floats, Floats, Ints]:
     """Centre and scale of each host's group, not drawn along by the host itself; hosts in the group."""
     count = _count(now, groups)
     spread = MAD_TO_SIGMA * _median(np.abs(now - median), groups)

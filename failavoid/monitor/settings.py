@@ -44,6 +44,4 @@ class Settings:
                 raise ValueError(f"setting {name!r} is {value}; it must be from {low:g} to {high:g}")
         for name in ("resource_manager", "controller"):
             if not getattr(self, name).startswith(("http://", "https://")):
-                raise ValueError(
-                    f"setting {name!r} is {getattr(self, name)!r}; give it as http://ADDRESS:PORT"
-                )
+                raise ValueError(f"setting {name!r} is {getattr(self, name)!r}; give it as http://ADDRESS:PORT")

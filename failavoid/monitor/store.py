@@ -118,9 +118,7 @@ def shares(sample: Sample, metric: str) -> _Values | None:
     )
 
 
-def interpolate(
-    values: tuple[_Values, ...], when: float, stale_s: float
-) -> tuple[float, float, float] | None:
+def interpolate(values: tuple[_Values, ...], when: float, stale_s: float) -> tuple[float, float, float] | None:
     """The values at ``when``, between two samples or held from the last; None if that is too old."""
     after = None
     for sample in reversed(values):

@@ -107,9 +107,7 @@ class Decoder:
         except ValueError:
             raise RefusedError("no header of a sample") from None
         if version != VERSION:
-            raise RefusedError(
-                f"version {version[:8]!r} is not {VERSION!r}; deploy agent and monitor together"
-            )
+            raise RefusedError(f"version {version[:8]!r} is not {VERSION!r}; deploy agent and monitor together")
         known = self._keys.get(who)
         key, role, subject, nonce = known or self._identify(who)
         if not hmac.compare_digest(mac, hmac.digest(key, text, "sha256")):

@@ -257,7 +257,5 @@ def test_the_agent_needs_no_heavy_modules(tmp_path):
         "print(*sorted({'argparse', 'dataclasses', 'inspect', 'asyncio', 'psutil', 'http',"
         " 'logging', 'subprocess', 'threading', 'pathlib'} & set(sys.modules)))"
     )
-    loaded = subprocess.run(
-        [sys.executable, "-S", "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
-    )
+    loaded = subprocess.run([sys.executable, "-S", "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == []

@@ -133,9 +133,7 @@ class Agents:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
             while not self._stopped.wait(0.1):
                 for host, encoder in encoders.items():
-                    udp.sendto(
-                        encoder.encode(time.time(), sample(self.used[host]), [0.1, 0.2]), ("127.0.0.1", port)
-                    )
+                    udp.sendto(encoder.encode(time.time(), sample(self.used[host]), [0.1, 0.2]), ("127.0.0.1", port))
 
 
 def sample(used, guests=0.3):

@@ -130,6 +130,17 @@ def test_the_median_of_each_group_is_its_own():
             assert np.allclose(centre, np.nanmedian(values[mine]))
 
 
+def test_a_host_ahead_of_peers_that_follow_is_no_failure_and_one_beyond_them_is():
+    times = np.arange(11.0)
+    peers = [0.6 + 0.01 * (times - 10)] * 5  # 0.7 in ten seconds' time, 0.8 with twice the growth
+    ahead, beyond = np.full(11, 0.76), np.full(11, 0.95)
+    for growth, failing in ((1, [5, 6]), (2, [6])):
+        values = np.array([*(0.6 + growth * (peer - 0.6) for peer in peers), ahead, beyond]).T
+        judgement = judge(Window(times, values, np.zeros(7, dtype=int)), RULES)
+        assert np.flatnonzero(~judgement.application).tolist() == ([*range(7)] if growth == 1 else [6])
+        assert set(fired(judgement, "robust")) <= set(failing)
+
+
 # --- trends
 
 
@@ -193,6 +204,18 @@ def test_robust_alarms_about_a_process_that_takes_half_of_one_hosts_memory(hosts
     earliest, latest = alarm.evidence.predicted_failure_interval_s
     assert earliest <= alarm.evidence.predicted_failure_s <= latest
     assert alarm.evidence.settings["horizon_s"] == 60
+
+
+@pytest.mark.parametrize("hosts", [4, 8])
+@pytest.mark.parametrize("rate", [0.002, 0.008, 0.016])
+def test_an_application_that_grows_fast_hides_no_failing_host(hosts, rate):
+    """While the others are on their way to the threshold too, but far from where the host is."""
+    values = growing_application(hosts, rate=rate)
+    values[:, 2] += hog(120, 30)
+    over = int(np.argmax(values[:, 2] >= 0.75))
+    evaluator = replay(values)
+    assert first(evaluator, "robust", "host02") <= over + 5
+    assert {host for _, host, _ in evaluator.events} == {"host02"}
 
 
 def test_with_eight_hosts_the_papers_rule_alarms_at_the_threshold():
