@@ -1,0 +1,243 @@
+#!/usr/bin/python
+# Copyright: the failavoid authors
+# Apache License 2.0 (see LICENSE)
+"""Ansible module: the site's certificates for libvirt and migrations."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: failavoid_certificates
+short_description: Issue and install the certificates of hosts
+description:
+  - V(issued) keeps a certificate authority in a folder of the head and has a key and certificate for each host in it.
+  - V(installed) puts a host's key and certificate where libvirt and QEMU look for them.
+version_added: "0.1.0"
+options:
+  state:
+    description: What is to be done.
+    type: str
+    choices: [issued, installed]
+    required: true
+  authority:
+    description: Folder of the authority, for V(issued). A site's own C(ca-cert.pem) and C(ca-key.pem) are used if they are there.
+    type: path
+    default: /etc/failavoid/ca
+  hosts:
+    description: The hosts, each with C(name) and C(address), for V(issued).
+    type: list
+    elements: dict
+    default: []
+  certificate:
+    description: What V(issued) returned for this host, as JSON, for V(installed).
+    type: str
+    default: "{}"
+  qemu:
+    description: Whether to install for QEMU too, for V(installed).
+    type: bool
+    default: true
+  group:
+    description: Group that may read the client's key, if it exists, for V(installed).
+    type: str
+    default: ""
+attributes:
+  check_mode:
+    support: full
+    description: Says whether something would be issued or installed.
+  diff_mode:
+    support: none
+    description: Keys are not shown.
+  idempotent:
+    support: full
+    description: Certificates are kept until they are near their end.
+author:
+  - The failavoid authors (@failavoid)
+"""
+
+EXAMPLES = r"""
+- name: Have certificates for the hosts
+  failavoid_certificates:
+    state: issued
+    hosts:
+      - name: host01
+        address: 10.77.1.1
+"""
+
+RETURN = r"""
+certificates:
+  description: JSON with key, certificate and authority, by host.
+  returned: for O(state=issued)
+  type: dict
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+from ansible.module_utils.basic import AnsibleModule
+
+DAYS = 3650
+RENEW_BEFORE_S = 90 * 86400
+QEMU_GROUP = "libvirt-qemu"
+
+
+class CertificateError(Exception):
+    """Something about a certificate that went wrong."""
+
+
+def certtool(*arguments: str) -> None:
+    """Run GnuTLS's certtool. Raises CertificateError."""
+    try:
+        subprocess.run(["certtool", *arguments], check=True, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise CertificateError("certtool is missing: install gnutls-bin") from error
+    except subprocess.CalledProcessError as error:
+        raise CertificateError(f"certtool {' '.join(arguments)}: {error.stderr.strip()[-400:]}") from error
+
+
+def private_key(path: Path) -> None:
+    """Make a key that nobody but root can read, not even while it is being made."""
+    new = path.with_suffix(".new")
+    with os.fdopen(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w"):
+        pass
+    certtool("--generate-privkey", "--key-type=ecdsa", "--curve=secp256r1", f"--outfile={new}")
+    new.chmod(0o600)
+    new.replace(path)
+
+
+def authority(folder: Path) -> bool:
+    """Have a certificate authority in ``folder``; True if it was made now."""
+    if (folder / "ca-cert.pem").exists():
+        return False
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_key(folder / "ca-key.pem")
+    template = f'cn = "failavoid"\nca\ncert_signing_key\nexpiration_days = {DAYS}\n'
+    with _template(folder, template) as file:
+        certtool(
+            "--generate-self-signed",
+            f"--load-privkey={folder / 'ca-key.pem'}",
+            f"--template={file}",
+            f"--outfile={folder / 'ca-cert.pem'}",
+        )
+    return True
+
+
+def issue(folder: Path, name: str, address: str) -> bool:
+    """Have a key and a certificate for a host; True if they were made now."""
+    key, certificate, told = (folder / f"{name}-{what}" for what in ("key.pem", "cert.pem", "address"))
+    if certificate.exists() and told.exists() and told.read_text() == address and not _ends_soon(certificate):
+        return False
+    private_key(key)
+    lines = [f'cn = "{name}"', f'dns_name = "{name}"', "tls_www_server", "tls_www_client"]
+    lines += ["signing_key", "encryption_key", f"expiration_days = {DAYS}"]
+    kind = "ip_address" if address.replace(".", "").isdigit() or ":" in address else "dns_name"
+    lines.append(f'{kind} = "{address}"')
+    with _template(folder, "\n".join(lines) + "\n") as file:
+        certtool(
+            "--generate-certificate",
+            f"--load-privkey={key}",
+            f"--load-ca-certificate={folder / 'ca-cert.pem'}",
+            f"--load-ca-privkey={folder / 'ca-key.pem'}",
+            f"--template={file}",
+            f"--outfile={certificate}",
+        )
+    told.write_text(address)
+    return True
+
+
+def _ends_soon(certificate: Path) -> bool:
+    return certificate.stat().st_mtime + DAYS * 86400 - RENEW_BEFORE_S < time.time()
+
+
+@contextlib.contextmanager
+def _template(folder: Path, text: str) -> Any:
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".template") as file:
+        file.write(text)
+        file.flush()
+        yield file.name
+
+
+def places(files: Dict[str, str], qemu: bool, group: str) -> List[Tuple[Path, str, str, int]]:
+    """Where libvirt and QEMU look: path, text, group, mode."""
+    ca, cert, key = files["authority"], files["certificate"], files["key"]
+    pki = Path("/etc/pki")
+    wanted = [
+        (pki / "CA/cacert.pem", ca, "root", 0o644),
+        (pki / "libvirt/servercert.pem", cert, "root", 0o644),
+        (pki / "libvirt/clientcert.pem", cert, "root", 0o644),
+        (pki / "libvirt/private/serverkey.pem", key, "root", 0o600),
+        (pki / "libvirt/private/clientkey.pem", key, group or "root", 0o640 if group else 0o600),
+    ]
+    if qemu:
+        wanted.append((pki / "qemu/ca-cert.pem", ca, "root", 0o644))
+        for side in ("server", "client"):
+            wanted.append((pki / f"qemu/{side}-cert.pem", cert, "root", 0o644))
+            wanted.append((pki / f"qemu/{side}-key.pem", key, QEMU_GROUP, 0o640))
+    return wanted
+
+
+def install(path: Path, text: str, group: str, mode: int, check: bool) -> bool:
+    """Have a file with that text; True if it differs."""
+    with contextlib.suppress(OSError):
+        if path.read_text() == text and path.stat().st_mode & 0o777 == mode and path.group() == group:
+            return False
+    if not check:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        new = path.with_suffix(".new")
+        with os.fdopen(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+            file.write(text)
+        shutil.chown(new, group=group)
+        new.chmod(mode)
+        new.replace(path)
+    return True
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "required": True, "choices": ["issued", "installed"]},
+            "authority": {"type": "path", "default": "/etc/failavoid/ca"},
+            "hosts": {"type": "list", "elements": "dict", "default": []},
+            "certificate": {"type": "str", "default": "{}", "no_log": True},
+            "qemu": {"type": "bool", "default": True},
+            "group": {"type": "str", "default": ""},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    try:
+        if params["state"] == "installed":
+            files = json.loads(params["certificate"])
+            wanted = places(files, params["qemu"], params["group"])
+            module.exit_json(changed=any([install(*place, check=module.check_mode) for place in wanted]))
+        folder = Path(params["authority"])
+        if module.check_mode:
+            lacking = [host for host in params["hosts"] if not (folder / f"{host['name']}-cert.pem").exists()]
+            module.exit_json(changed=bool(lacking), certificates={})
+        changed = authority(folder)
+        for host in params["hosts"]:
+            changed = issue(folder, host["name"], host["address"]) or changed
+        certificates = {
+            host["name"]: json.dumps(
+                {
+                    "authority": (folder / "ca-cert.pem").read_text(),
+                    "certificate": (folder / f"{host['name']}-cert.pem").read_text(),
+                    "key": (folder / f"{host['name']}-key.pem").read_text(),
+                }
+            )
+            for host in params["hosts"]
+        }
+    except CertificateError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=changed, certificates=certificates)
+
+
+if __name__ == "__main__":
+    main()

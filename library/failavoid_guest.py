@@ -1,0 +1,308 @@
+#!/usr/bin/python
+# Copyright: the failavoid authors
+# Apache License 2.0 (see LICENSE)
+"""Ansible module: guests on a host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: failavoid_guest
+short_description: Start, verify and remove KVM guests on a host
+description:
+  - Starts guests pinned to cores of one NUMA node with their memory on that node, watches their consoles until they
+    are up, and verifies from the host where they really run.
+  - Prepares a host for guests that will arrive by live migration, and verifies them after their arrival.
+  - Works on all guests of one call at once. Each guest has a state directory in C(/var/lib/failavoid/guests) and is
+    locked while the module acts on it.
+  - Guests are transient in libvirt, so that one that was lost never comes back by itself.
+version_added: "0.1.0"
+options:
+  state:
+    description:
+      - V(present) starts the guests that do not run yet.
+      - V(expected) prepares the host for guests that will arrive.
+      - V(arrived) verifies guests that have arrived.
+      - V(unexpected) forgets guests that were expected and did not come.
+      - V(absent) removes the guests.
+      - V(info) changes nothing and tells what is there.
+    type: str
+    choices: [present, expected, arrived, unexpected, absent, info]
+    default: present
+  guests:
+    description:
+      - The guests, each with its C(name).
+      - V(present) needs C(uuid), C(memory_kb), C(cores), C(numa_node), C(mac), C(address), C(kernel), C(initrd)
+        and C(cmdline), and takes C(vcpus), C(image) and C(user). V(arrived) needs C(cores) and C(numa_node).
+        V(expected) takes C(boot_files). V(absent) takes C(uuid), and removes no other guest of that name.
+    type: list
+    elements: dict
+    default: []
+  identities:
+    description:
+      - For V(present), a JSON object that gives each guest's name its identity, which it reads from its fw_cfg.
+      - It holds keys and tokens, and is never shown.
+    type: str
+    default: "{}"
+  domain_type:
+    description: V(auto) takes what the host's probe found, C(/etc/failavoid/host.json).
+    type: str
+    choices: [auto, kvm, qemu]
+    default: auto
+  bridge:
+    description: The bridge the guests' interfaces join.
+    type: str
+    default: br0
+  network_filter:
+    description: Libvirt's network filter that keeps a guest to its own addresses. Empty for none.
+    type: str
+    default: clean-traffic
+  machine:
+    description: QEMU's machine type. The same on all hosts of a pool.
+    type: str
+    default: q35
+  cpu_model:
+    description: A CPU model that all hosts of the pool offer. Empty takes the host's for V(kvm), QEMU's default for V(qemu).
+    type: str
+    default: ""
+  translation_cache_mib:
+    description: Size of the translation cache of an emulated guest, in MiB.
+    type: int
+    default: 64
+  oom_score_adj:
+    description: Set for the guests' QEMU processes, if given. A higher value is killed first when memory ends.
+    type: int
+  boot_timeout:
+    description: Seconds a guest may take from its start until it is up.
+    type: int
+    default: 600
+attributes:
+  check_mode:
+    support: full
+    description: Says what would be changed.
+  diff_mode:
+    support: full
+    description: Shows the guests' states before and after.
+  idempotent:
+    support: full
+    description: Guests that are as wanted are left alone.
+author:
+  - The failavoid authors (@failavoid)
+"""
+
+EXAMPLES = r"""
+- name: Remove a guest
+  failavoid_guest:
+    state: absent
+    guests:
+      - name: g001
+
+- name: Prepare for a guest that will arrive
+  failavoid_guest:
+    state: expected
+    guests:
+      - name: g001
+"""
+
+RETURN = r"""
+guests:
+  description: What is to be said of each guest.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    guest:
+      description: Its name.
+      type: str
+    state:
+      description: V(running), V(expected), V(moved) or V(absent).
+      type: str
+    pin_verified:
+      description: Whether it really runs on its cores and its memory lies on its NUMA node.
+      type: bool
+    pin_differences:
+      description: Where it does not, in words.
+      type: list
+      elements: str
+migrations:
+  description: The same for V(arrived), under the name the controller looks for.
+  returned: for O(state=arrived)
+  type: list
+  elements: dict
+"""
+
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable, Dict, List
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.failavoid import guests as guests_here
+from ansible.module_utils.failavoid.domain_xml import GuestSpec, HostSettings
+from ansible.module_utils.failavoid.guest_state import GuestLockedError
+from ansible.module_utils.failavoid.names import InvalidNameError, check_name
+
+HOST_FACTS = Path("/etc/failavoid/host.json")
+NEEDED = {
+    "present": ("uuid", "memory_kb", "cores", "numa_node", "mac", "address", "kernel", "initrd", "cmdline"),
+    "arrived": ("cores", "numa_node"),
+}
+
+
+def domain_type_of_host() -> str:
+    """What the probe of the role 'hypervisor' found."""
+    try:
+        return str(json.loads(HOST_FACTS.read_text())["domain_type"])
+    except (OSError, ValueError, KeyError) as error:
+        raise guests_here.GuestError(
+            f"{HOST_FACTS} does not tell the domain type ({error}): run the role 'hypervisor'"
+        ) from error
+
+
+def check_guests(state: str, guests: List[Dict[str, Any]]) -> None:
+    """Refuse a list of guests that lacks something, before anything is done."""
+    for guest in guests:
+        check_name("guest", guest.get("name", ""))
+        missing = [key for key in NEEDED.get(state, ()) if key not in guest]
+        if missing:
+            raise guests_here.GuestError(f"guest {guest['name']}: {', '.join(missing)} not given for state {state}")
+
+
+def act(params: Dict[str, Any], connection: Any) -> Callable[[Dict[str, Any]], Dict[str, Any]]:
+    """What is done with one guest, by the wanted state."""
+    state = params["state"]
+    if state == "present":
+        chosen = params["domain_type"]
+        host = HostSettings(
+            domain_type=domain_type_of_host() if chosen == "auto" else chosen,
+            bridge=params["bridge"],
+            machine=params["machine"],
+            cpu_model=params["cpu_model"],
+            network_filter=params["network_filter"],
+            translation_cache_mib=params["translation_cache_mib"],
+        )
+        known = set(GuestSpec.__dataclass_fields__)
+        identities = json.loads(params["identities"])
+        return lambda guest: guests_here.start(
+            connection,
+            GuestSpec(
+                **{key: value for key, value in guest.items() if key in known},
+                identity=identities.get(guest["name"], {}),
+            ),
+            host,
+            params["oom_score_adj"],
+            params["boot_timeout"],
+        )
+    if state == "expected":
+        return lambda guest: guests_here.expect(
+            connection, guest["name"], guest.get("boot_files", []), params["bridge"]
+        )
+    if state == "arrived":
+        return lambda guest: guests_here.arrived(
+            connection, guest["name"], guest["cores"], guest["numa_node"], params["oom_score_adj"]
+        )
+    if state == "unexpected":
+        return lambda guest: {
+            "guest": guest["name"],
+            "state": "absent",
+            "changed": guests_here.not_expected(connection, guest["name"]),
+        }
+    return lambda guest: {
+        "guest": guest["name"],
+        "state": "absent",
+        "changed": guests_here.end(connection, guest["name"], guest.get("uuid", "")),
+    }
+
+
+def would_change(state: str, name: str, before: Dict[str, Dict[str, Any]]) -> bool:
+    """What check mode says of one guest."""
+    here = before.get(name)
+    if state == "present":
+        return not (here and here["running"])
+    if state in ("absent", "unexpected"):
+        return here is not None
+    if state == "arrived":
+        return not (here and (here["noted"] or {}).get("state") == "running")
+    return here is None
+
+
+def words(listing: Dict[str, Dict[str, Any]], names: List[str]) -> str:
+    """A guest a line, for the diff."""
+    lines = []
+    for name in names:
+        here = listing.get(name)
+        lines.append(f"{name}: {((here['noted'] or {}).get('state') or 'running') if here else 'absent'}\n")
+    return "".join(lines)
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state": {
+                "type": "str",
+                "default": "present",
+                "choices": ["present", "expected", "arrived", "unexpected", "absent", "info"],
+            },
+            "guests": {"type": "list", "elements": "dict", "default": []},
+            "identities": {"type": "str", "default": "{}", "no_log": True},
+            "domain_type": {"type": "str", "default": "auto", "choices": ["auto", "kvm", "qemu"]},
+            "bridge": {"type": "str", "default": "br0"},
+            "network_filter": {"type": "str", "default": "clean-traffic"},
+            "machine": {"type": "str", "default": "q35"},
+            "cpu_model": {"type": "str", "default": ""},
+            "translation_cache_mib": {"type": "int", "default": 64},
+            "oom_score_adj": {"type": "int"},
+            "boot_timeout": {"type": "int", "default": 600},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    state, guests = params["state"], params["guests"]
+    here = socket.gethostname()
+    try:
+        check_guests(state, guests)
+        connection = guests_here.connect()
+        before = {one["guest"]: one for one in guests_here.listing(connection)}
+        if state == "info":
+            module.exit_json(changed=False, guests=list(before.values()))
+        names = [guest["name"] for guest in guests]
+        if module.check_mode:
+            changed = any(would_change(state, name, before) for name in names)
+            module.exit_json(changed=changed, guests=[{"guest": name, "state": state} for name in names])
+        one = act(params, connection)
+    except (guests_here.GuestError, InvalidNameError) as error:
+        module.fail_json(msg=f"{here}: {error}")
+    results, errors = [], []
+
+    def attempt(guest: Dict[str, Any]) -> None:
+        try:
+            results.append(one(guest))
+        except (guests_here.GuestError, GuestLockedError, OSError) as error:
+            errors.append(f"{here}: {error}")
+        except Exception as error:  # libvirt's errors, whose class is known only on hosts
+            errors.append(f"{here}: guest {guest['name']}: {error}")
+
+    with ThreadPoolExecutor(max_workers=max(1, len(guests))) as pool:
+        list(pool.map(attempt, guests))
+    results.sort(key=lambda result: str(result["guest"]))
+    changed = any(result.pop("changed") for result in results)
+    said: Dict[str, Any] = {"changed": changed, "guests": results}
+    if state == "arrived":
+        said["migrations"] = results
+    if module._diff:
+        after = {one["guest"]: one for one in guests_here.listing(connection)}
+        said["diff"] = {"before": words(before, names), "after": words(after, names)}
+    unpinned = [
+        f"{here}: guest {one['guest']}: {', '.join(one['pin_differences'])}"
+        for one in results
+        if one.get("pin_differences")
+    ]
+    if errors or unpinned:
+        module.fail_json(msg="; ".join(errors + unpinned), **said)
+    module.exit_json(**said)
+
+
+if __name__ == "__main__":
+    main()

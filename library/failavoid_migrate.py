@@ -1,0 +1,207 @@
+#!/usr/bin/python
+# Copyright: the failavoid authors
+# Apache License 2.0 (see LICENSE)
+"""Ansible module: live migration of guests away from a host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: failavoid_migrate
+short_description: Move guests live to other hosts
+description:
+  - Runs on the source host. All guests of one call move at the same time, peer-to-peer, over TLS, with their pins for
+    the destination in the XML that the destination starts them from.
+  - Before anything is moved, the guests and the way to the destinations are checked. Then the module waits at the gate,
+    if it was given one, so that only the move itself is left when the gate opens.
+  - The move is done by a detached process under the evacuation's name. Called again, the module attaches to it.
+  - What became of a guest is decided from both ends. Where that is ambiguous nothing is started or destroyed.
+version_added: "0.1.0"
+options:
+  evacuation:
+    description: The name under which the moves are kept.
+    type: str
+    required: true
+  state:
+    description: V(moved) moves the guests, V(aborted) gives up moves that run.
+    type: str
+    choices: [moved, aborted]
+    default: moved
+  guests:
+    description: The guests, each with C(name), C(destination), C(destination_address), C(cores) and C(numa_node).
+    type: list
+    elements: dict
+    default: []
+  gate_url:
+    description: Address that tells when the guests may move, asked by long polls. Empty moves them at once.
+    type: str
+    default: ""
+  gate_timeout:
+    description: Seconds to wait at the gate.
+    type: int
+    default: 3600
+  token_file:
+    description: JSON file on the host with the C(token) for the gate.
+    type: path
+    default: /etc/failavoid/agent.json
+attributes:
+  check_mode:
+    support: full
+    description: Checks all that can be checked before a move, and stops there.
+  diff_mode:
+    support: none
+    description: What changes is where the guests run, which is in the result.
+  idempotent:
+    support: full
+    description: An evacuation that has ended is not done again, its result is returned.
+author:
+  - The failavoid authors (@failavoid)
+"""
+
+EXAMPLES = r"""
+- name: Move a guest
+  failavoid_migrate:
+    evacuation: evac-by-hand
+    guests:
+      - name: g001
+        destination: host05
+        destination_address: 10.77.1.5
+        cores: [0]
+        numa_node: 0
+"""
+
+RETURN = r"""
+migrations:
+  description: What became of each guest, with libvirt's figures of the move.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    guest:
+      description: Its name.
+      type: str
+    state:
+      description: V(moved), V(failed) or V(cancelled).
+      type: str
+    elapsed_s:
+      description: Seconds the move took.
+      type: float
+    downtime_ms:
+      description: Milliseconds the guest stood still.
+      type: float
+    bytes:
+      description: Bytes sent.
+      type: int
+opened:
+  description: Seconds since the epoch when the gate opened.
+  returned: when there was a gate
+  type: float
+"""
+
+import json
+import socket
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Dict
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.failavoid import guests as guests_here
+from ansible.module_utils.failavoid import http, migration
+from ansible.module_utils.failavoid.guest_state import GuestLockedError
+from ansible.module_utils.failavoid.names import InvalidNameError, check_name
+
+POLL_S = 20
+RETRY_S = 1.0
+
+
+class CancelledError(Exception):
+    """The evacuation was cancelled while the module waited at the gate."""
+
+
+def wait_at_gate(url: str, token: str, timeout: float) -> float:
+    """Return when the gate is open, as seconds since the epoch. Raises CancelledError, GuestError.
+
+    A controller that is away for a while is waited for: it may be restarted in the middle of an evacuation.
+    """
+    deadline = time.monotonic() + timeout
+    problem = ""
+    while time.monotonic() < deadline:
+        try:
+            gate = http.call("GET", f"{url}?timeout={POLL_S}", token, timeout=POLL_S + 10)
+        except http.ApiError as error:
+            if 400 <= error.status < 500:
+                raise guests_here.GuestError(f"the gate refuses this host: {error}") from error
+            problem = str(error)
+            time.sleep(RETRY_S)
+            continue
+        if gate["cancelled"]:
+            raise CancelledError(f"evacuation {gate['evacuation']} was cancelled")
+        if gate["open"]:
+            return time.time()
+    raise guests_here.GuestError(f"the gate {url} did not open within {timeout:.0f} s {problem}".rstrip())
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "evacuation": {"type": "str", "required": True},
+            "state": {"type": "str", "default": "moved", "choices": ["moved", "aborted"]},
+            "guests": {"type": "list", "elements": "dict", "default": []},
+            "gate_url": {"type": "str", "default": ""},
+            "gate_timeout": {"type": "int", "default": 3600},
+            "token_file": {"type": "path", "default": "/etc/failavoid/agent.json"},
+        },
+        supports_check_mode=True,
+    )
+    params: Dict[str, Any] = module.params
+    here = socket.gethostname()
+    said: Dict[str, Any] = {"changed": False, "migrations": []}
+    try:
+        check_name("evacuation", params["evacuation"])
+        connection = guests_here.connect()
+        if params["state"] == "aborted":
+            aborted = [] if module.check_mode else migration.abort(connection, params["evacuation"])
+            module.exit_json(changed=bool(aborted), migrations=[{"guest": g, "state": "cancelled"} for g in aborted])
+        record = migration.read_record(params["evacuation"])
+        if record is None:
+            moves = [
+                migration.Move(
+                    guest=check_name("guest", guest["name"]),
+                    source=here,
+                    destination=check_name("host", guest["destination"]),
+                    destination_address=guest["destination_address"],
+                    cores=guest["cores"],
+                    numa_node=guest["numa_node"],
+                )
+                for guest in params["guests"]
+            ]
+            migration.preflight(connection, moves)
+            if module.check_mode:
+                module.exit_json(changed=True, migrations=[asdict(move) for move in moves])
+            if params["gate_url"]:
+                token = json.loads(Path(params["token_file"]).read_text())["token"]
+                said["opened"] = wait_at_gate(params["gate_url"], token, params["gate_timeout"])
+            migration.run_detached(migration.Record(params["evacuation"], moves))
+            said["changed"] = True
+        elif module.check_mode:
+            module.exit_json(changed=record.ended is None, migrations=[asdict(move) for move in record.moves])
+        record = migration.wait(params["evacuation"])
+    except CancelledError as error:
+        module.fail_json(msg=f"{here}: {error}", cancelled=True, **said)
+    except (guests_here.GuestError, GuestLockedError, InvalidNameError) as error:
+        module.fail_json(msg=f"{here}: {error}", **said)
+    except (OSError, ValueError, KeyError) as error:
+        module.fail_json(
+            msg=f"{here}: the token for the gate can't be read from {params['token_file']}: {error}", **said
+        )
+    said["migrations"] = [asdict(move) for move in record.moves]
+    bad = [f"guest {move.guest}: {move.error or move.state}" for move in record.moves if move.state != "moved"]
+    if bad:
+        module.fail_json(msg=f"{here}: {'; '.join(bad)}", **said)
+    module.exit_json(**said)
+
+
+if __name__ == "__main__":
+    main()
