@@ -65,8 +65,8 @@ class _Barriers:
         self.rank = rank
         self.every = every
         self.count = 0
-        self.send = bytearray(8)
-        self.receive = bytearray(8)
+        self.send = memoryview(bytearray(8)).cast("Q")
+        self.receive = memoryview(bytearray(8)).cast("Q")
 
 
 class _Channel:
@@ -84,18 +84,17 @@ class _Channel:
         return int(self._comm.Get_rank())
 
     def highest(self, word: int) -> int:
-        send, receive = self._barriers.send, self._barriers.receive
-        send[:] = word.to_bytes(8, sys.byteorder)
-        kind = self._mpi.UINT64_T
-        self._comm.Allreduce([send, 1, kind], [receive, 1, kind], self._mpi.MAX)
-        return int.from_bytes(receive, sys.byteorder)
+        send, receive, kind = self._barriers.send, self._barriers.receive, self._mpi.UINT64_T
+        send[0] = word
+        self._comm.Allreduce((send, 1, kind), (receive, 1, kind), self._mpi.MAX)
+        return receive[0]
 
     def exchange(self, view: View) -> list[View]:
         return [View(*other) for other in self._comm.allgather(tuple(view))]
 
     def tell(self, root: int, outcome: int) -> int:
         word = bytearray([outcome])
-        request = self._comm.Ibcast([word, 1, self._mpi.BYTE], root)
+        request = self._comm.Ibcast((word, 1, self._mpi.BYTE), root)
         while not request.Test():
             time.sleep(POLL_S)
         return word[0]
@@ -162,6 +161,12 @@ def _make_classes(mpi: Any, barrier: Callable[[Any], None]) -> dict[str, Any]:
 
         return method
 
+    def reduce(base: Any) -> Callable[[Any], Any]:
+        def method(comm: Any) -> Any:
+            return "COMM_WORLD" if comm is mpi.COMM_WORLD else base.__reduce__(comm)
+
+        return method
+
     for name in _WRAPPED:
         base = getattr(mpi, name)
         # pickle finds COMM_WORLD in the module that its class claims to be of
@@ -171,6 +176,7 @@ def _make_classes(mpi: Any, barrier: Callable[[Any], None]) -> dict[str, Any]:
                 body[method] = deriving(getattr(base, method))
         if name != "Intercomm":
             body.update(Barrier=barrier, barrier=barrier)
+        body["__reduce__"] = reduce(base)
         classes[name] = type(name, (base,), body)
     return classes
 

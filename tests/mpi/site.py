@@ -1,0 +1,314 @@
+"""A site for MPI jobs without hosts: a controller's notices over real HTTP, real agents, real ranks.
+
+Guests are simulated by what a rank sees of them: its name and its run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from failavoid.shared.messages import Notice, to_dict
+
+PROJECT = Path(__file__).parents[2]
+PROGRAM = Path(__file__).with_name("programs.py")
+JOB = "job-1"
+PATIENCE_S = 60.0  # nothing takes that long: beyond it something hangs
+
+_AGENT = """
+import sys
+from failavoid.agent import ranks
+from failavoid.agent.settings import Settings
+guest, controller, run_dir = sys.argv[1:]
+token = f"guest.{guest}.0.x"
+ranks.run(Settings(guest, "guest", token, ("127.0.0.1", 1), controller), run_dir)
+"""
+
+
+@dataclass(frozen=True)
+class Mpi:
+    """An MPI installation: its launcher, and a Python whose mpi4py uses it."""
+
+    name: str
+    mpirun: str
+    python: str
+
+
+WHEEL = Mpi("wheel", str(Path(sys.executable).parent / "mpirun"), sys.executable)
+DEBIAN = Mpi("debian", "/usr/bin/mpirun", "/usr/bin/python3")
+
+
+def wait_for(what: str, condition: Callable[[], Any]) -> Any:
+    """Wait until ``condition`` is true and return it; fail by naming ``what`` did not happen."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"did not happen within {PATIENCE_S:.0f} s: {what}")
+
+
+class Controller:
+    """Answers agents as the controller does; each guest is told when the test says so."""
+
+    def __init__(self) -> None:
+        self.reports: list[tuple[str, str, int, int]] = []  # guest, state, epoch, ranks
+        self._serial = 0
+        self._notices: dict[str, Notice | None] = {}
+        self._changed = threading.Condition()
+        self._server: ThreadingHTTPServer | None = None
+        self.port = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Listen; on the port of the last time, if there was one."""
+        controller = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                url = urllib.parse.urlsplit(self.path)
+                query = urllib.parse.parse_qs(url.query)
+                guest = url.path.split("/")[2]
+                self._answer(controller._wait(guest, int(query["after"][0]), float(query["timeout"][0])))
+
+            def do_POST(self) -> None:
+                report = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                controller._note(self.path.split("/")[2], report)
+                self._answer(None)
+
+            def _answer(self, document: Any) -> None:
+                body = json.dumps(document).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            block_on_close = False
+
+            def handle_error(self, *_: Any) -> None:
+                pass  # an agent that was ended closes its long poll
+
+        self._server = Server(("127.0.0.1", self.port), Handler)
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Be away: no answers, not even to polls under way."""
+        assert self._server is not None
+        self._server.shutdown()
+        self._server.server_close()
+
+    def tell(self, guest: str, **changes: Any) -> None:
+        """Change what one guest's agent hears: epoch, affected, done, cancelled."""
+        with self._changed:
+            self._serial += 1
+            old = self._notices.get(guest) or Notice(JOB, 0, 0, [], 0, 0)
+            self._notices[guest] = Notice(**{**to_dict(old), **changes, "serial": self._serial})
+            self._changed.notify_all()
+
+    def end_job(self, guest: str) -> None:
+        """The guest has no job any more."""
+        with self._changed:
+            self._notices[guest] = None
+            self._changed.notify_all()
+
+    def reported(self, guest: str, state: str, epoch: int) -> int | None:
+        """Return the number of ranks a guest reported, None if it has not."""
+        with self._changed:
+            for report in self.reports:
+                if report[:3] == (guest, state, epoch):
+                    return report[3]
+        return None
+
+    def _wait(self, guest: str, after: int, timeout: float) -> Any:
+        with self._changed:
+            self._changed.wait_for(lambda: self._new(guest, after), timeout)
+            notice = self._notices.get(guest)
+            return {} if notice is None else to_dict(notice)
+
+    def _new(self, guest: str, after: int) -> bool:
+        notice = self._notices.get(guest)
+        return after > 0 if notice is None else notice.serial > after
+
+    def _note(self, guest: str, report: dict[str, Any]) -> None:
+        with self._changed:
+            self.reports.append((guest, report["state"], report["epoch"], report["ranks"]))
+
+
+@dataclass
+class Job:
+    """A running job, its ranks' counters, and what it has printed."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+    ranks: int
+    output: Path
+    errors: Path
+
+    def counts(self) -> list[int]:
+        """Barriers that each rank has left."""
+        return [self._read(rank)[1] for rank in range(self.ranks)]
+
+    def pid(self, rank: int) -> int:
+        """The process of a rank."""
+        return self._read(rank)[0]
+
+    def _read(self, rank: int) -> tuple[int, int]:
+        try:
+            return struct.unpack("=QQ", (self.folder / str(rank)).read_bytes())
+        except (OSError, struct.error):
+            return 0, 0
+
+    def wait_for_barriers(self, more: int) -> None:
+        """Wait until every rank has left ``more`` barriers from now on."""
+        before = self.counts()
+
+        def left() -> bool:
+            assert self.process.poll() is None, f"the job ended: {self.errors.read_text()}"
+            return all(now >= then + more for now, then in zip(self.counts(), before))
+
+        wait_for(f"{more} more barriers", left)
+
+    def stop(self) -> None:
+        """Tell the ranks to end their loop."""
+        (self.folder / "stop").touch()
+
+    def end(self) -> str:
+        """Stop, wait for the end, and return what was said on standard error."""
+        self.stop()
+        status = self.process.wait(PATIENCE_S)
+        errors = self.errors.read_text()
+        assert status == 0, f"mpirun ended with {status}: {errors}\n{self.output.read_text()}"
+        return errors
+
+    def said(self) -> list[str]:
+        """The wrapper's lines."""
+        return [line for line in self.errors.read_text().splitlines() if line.startswith("failavoid:")]
+
+
+@dataclass
+class Site:
+    """A job's guests, their agents, and a controller."""
+
+    mpi: Mpi
+    folder: Path
+    controller: Controller
+    agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    job: Job | None = None
+
+    def run_dir(self, guest: str) -> Path:
+        return self.folder / guest
+
+    def page_folder(self, guest: str) -> Path:
+        return self.run_dir(guest) / "jobs" / JOB
+
+    def start_agent(self, guest: str) -> None:
+        """Start the agent of a guest, and wait until the job's page is there if the guest has a job."""
+        command = [sys.executable, "-c", _AGENT, guest, self.controller.url, str(self.run_dir(guest))]
+        self.agents[guest] = subprocess.Popen(command, cwd=PROJECT)
+
+    def end_agent(self, guest: str) -> None:
+        agent = self.agents.pop(guest)
+        agent.kill()
+        agent.wait()
+
+    def start(
+        self,
+        guests: Sequence[str],
+        *program: str,
+        with_agents: bool = True,
+        wrapper: bool = True,
+        mca: Sequence[str] = (),
+        **environment: str,
+    ) -> Job:
+        """Start the job with rank i on ``guests[i]``, its agents first."""
+        if with_agents:
+            for guest in dict.fromkeys(guests):
+                self.controller.tell(guest)
+                self.start_agent(guest)
+            for guest in dict.fromkeys(guests):
+                wait_for(f"page of {guest}", (self.page_folder(guest) / "page").exists)
+        command = [self.mpi.mpirun, "--oversubscribe", "--bind-to", "none"]
+        for setting in mca:
+            command += ["--mca", *setting.split(" ", 1)]
+        for guest in guests:
+            command += ["-n", "1", "env", f"FAILAVOID_GUEST={guest}"]
+            command += [f"FAILAVOID_RUN_DIR={self.run_dir(guest)}", self.mpi.python]
+            command += ["-m", "failavoid.mpi"] * wrapper
+            command += [str(PROGRAM), program[0], str(self.folder), *program[1:], ":"]
+        output, errors = self.folder / "stdout", self.folder / "stderr"
+        variables = {
+            **os.environ,
+            "FAILAVOID_JOB": JOB,
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            "OMPI_MCA_mpi_yield_when_idle": "1",  # more ranks than cores
+            "OMPI_MCA_btl_vader_single_copy_mechanism": "none",  # needs ptrace, not to be had in containers
+            "PYTHONPATH": str(PROJECT),
+            "PYTHONUNBUFFERED": "1",
+            **environment,
+        }
+        with output.open("w") as out, errors.open("w") as err:
+            process = subprocess.Popen(command[:-1], stdout=out, stderr=err, env=variables, text=True)
+        self.job = Job(process, self.folder, len(guests), output, errors)
+        return self.job
+
+    def wait_for_report(self, guest: str, state: str, epoch: int) -> int:
+        """Wait for a guest's report and return its number of ranks."""
+
+        def reported() -> bool:
+            assert self.job is None or self.job.process.poll() is None, self.job.errors.read_text()
+            return self.controller.reported(guest, state, epoch) is not None
+
+        wait_for(f"{guest} reports {state} of epoch {epoch}", reported)
+        ranks = self.controller.reported(guest, state, epoch)
+        assert ranks is not None
+        return ranks
+
+    def close(self) -> None:
+        """End what still runs."""
+        for agent in list(self.agents):
+            self.end_agent(agent)
+        if self.job and self.job.process.poll() is None:
+            self.job.process.send_signal(signal.SIGCONT)
+            self.job.process.send_signal(signal.SIGTERM)  # mpirun ends its ranks
+            self.job.process.wait(PATIENCE_S)
+        self.controller.stop()
+
+
+def unread_bytes(pid: int) -> int:
+    """Bytes that have arrived on a process's TCP connections and that it has not read."""
+    inodes = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        target = os.readlink(descriptor)
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    total = 0
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[9] in inodes and fields[3] == "01":  # established
+                total += int(fields[4].split(":")[1], 16)
+    return total
