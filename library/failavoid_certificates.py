@@ -20,7 +20,7 @@ options:
     choices: [issued, installed]
     required: true
   authority:
-    description: Folder of the authority, for V(issued). A site's own C(ca-cert.pem) and C(ca-key.pem) are used if they are there.
+    description: Folder of the authority, for V(issued). A site's own C(ca-cert.pem) and C(ca-key.pem) there are used.
     type: path
     default: /etc/failavoid/ca
   hosts:
@@ -106,7 +106,8 @@ def private_key(path: Path) -> None:
     new = path.with_suffix(".new")
     with os.fdopen(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w"):
         pass
-    certtool("--generate-privkey", "--key-type=ecdsa", "--curve=secp256r1", f"--outfile={new}")
+    # not ECDSA: libvirt 9 wants a certificate that may encipher keys
+    certtool("--generate-privkey", "--key-type=rsa", "--bits=3072", f"--outfile={new}")
     new.chmod(0o600)
     new.replace(path)
 

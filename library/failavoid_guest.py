@@ -62,7 +62,7 @@ options:
     type: str
     default: q35
   cpu_model:
-    description: A CPU model that all hosts of the pool offer. Empty takes the host's for V(kvm), QEMU's default for V(qemu).
+    description: A CPU model that all hosts of the pool offer. Empty for the host's with V(kvm), QEMU's with V(qemu).
     type: str
     default: ""
   translation_cache_mib:

@@ -10,7 +10,7 @@ DOCUMENTATION = r"""
 module: failavoid_numa_info
 short_description: Find out what a host offers to guests
 description:
-  - Reads cores, NUMA nodes and memory of a host, and finds by starting a probe guest whether its processors run KVM guests.
+  - Reads cores, NUMA nodes and memory of a host, and finds by starting a probe guest whether it runs KVM guests.
     C(/dev/kvm) alone proves nothing, it can be there and not work.
   - Keeps what it found in a file on the host, so that the probe is not started again.
 version_added: "0.1.0"
