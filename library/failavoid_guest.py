@@ -287,7 +287,7 @@ def main() -> None:
     with ThreadPoolExecutor(max_workers=max(1, len(guests))) as pool:
         list(pool.map(attempt, guests))
     results.sort(key=lambda result: str(result["guest"]))
-    changed = any(result.pop("changed") for result in results)
+    changed = any([result.pop("changed") for result in results])
     said: Dict[str, Any] = {"changed": changed, "guests": results}
     if state == "arrived":
         said["migrations"] = results
