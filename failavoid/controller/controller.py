@@ -69,13 +69,9 @@ class Controller:
                 raise RequestError(404, f"there is no host {host}: see the membership for the names")
             if run := self._open_on(host):
                 raise RequestError(409, f"{host} is being evacuated already, as {run.evacuation.id}")
-            jobs = sorted(
-                {g.job for g in membership.guests if g.host == host and g.job and g.state != "lost"}
-            )
+            jobs = sorted({g.job for g in membership.guests if g.host == host and g.job and g.state != "lost"})
             if not jobs:
-                raise RequestError(
-                    409, f"no job has guests on {host}: ask the resource manager to retire it instead"
-                )
+                raise RequestError(409, f"no job has guests on {host}: ask the resource manager to retire it instead")
             if len(jobs) > 1:
                 raise RequestError(
                     409,
@@ -126,9 +122,7 @@ class Controller:
             return f"{alarm.host} is being evacuated already, as {run.evacuation.id}"
         if not any(guest.host == alarm.host and guest.job == alarm.job for guest in membership.guests):
             return f"no guest of job {alarm.job} is on {alarm.host}"
-        last = next(
-            (e for e in reversed(self.evacuations()) if (e.host, e.job) == (alarm.host, alarm.job)), None
-        )
+        last = next((e for e in reversed(self.evacuations()) if (e.host, e.job) == (alarm.host, alarm.job)), None)
         if last is not None and last.state == "FAILED":
             return f"{last.id} failed and waits for a person's decision"
         if last is not None and last.error.startswith(CANCELLED_BY_OPERATOR):

@@ -46,9 +46,7 @@ class Limits:
     reach_timeout_s: float = 20.0  # for a moved guest to answer
     resume_timeout_s: float = 30.0  # for ranks to say that they run again
     retry_s: float = 2.0  # between attempts to reach the resource manager
-    give_back_timeout_s: float = (
-        30.0  # for the playbook to end and the spare to be returned after a cancellation
-    )
+    give_back_timeout_s: float = 30.0  # for the playbook to end and the spare to be returned after a cancellation
 
 
 @dataclass
@@ -124,9 +122,7 @@ class EvacuationRun:
             self._failed(str(reason))
         except Exception as error:
             log.exception("%s: an error of the controller itself", self.evacuation.id)
-            reason_ = (
-                f"the controller made an error ({type(error).__name__}: {error}); its log has the details"
-            )
+            reason_ = f"the controller made an error ({type(error).__name__}: {error}); its log has the details"
             if self.evacuation.state in BEFORE_THE_MOVE:
                 self._cancelled(reason_)
             else:
@@ -230,9 +226,7 @@ class EvacuationRun:
         troubles = self.around.verifier.verify(evacuation)
         removed = [m.guest for m in evacuation.migrations if m.state == GONE]
         if not removed:  # else the playbook has good reason to complain
-            troubles += [
-                f"the playbook says nothing of {guest}" for guest in self._guests() if guest not in named
-            ]
+            troubles += [f"the playbook says nothing of {guest}" for guest in self._guests() if guest not in named]
             troubles += [f"the playbook: {failure}" for failure in result.failures]
         if troubles:
             raise FailedEvacuation("; ".join(troubles))
@@ -400,9 +394,7 @@ class EvacuationRun:
         if any(step.name == "committed" and step.done for step in evacuation.steps):
             return True
         placements = [
-            Placement(m.guest, m.destination, m.cores, m.numa_node)
-            for m in evacuation.migrations
-            if m.state == MOVED
+            Placement(m.guest, m.destination, m.cores, m.numa_node) for m in evacuation.migrations if m.state == MOVED
         ]
         self._begin("committed")
         lease = evacuation.lease
@@ -449,9 +441,7 @@ class EvacuationRun:
                 if error.refused:
                     return
                 if time.monotonic() > end:
-                    log.warning(
-                        "%s: the lease could not be returned, it will expire: %s", evacuation.id, error
-                    )
+                    log.warning("%s: the lease could not be returned, it will expire: %s", evacuation.id, error)
                     return
                 time.sleep(self.around.limits.retry_s)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from failavoid.controller.journal import Journal
 from failavoid.services import Changes
@@ -42,7 +44,7 @@ class NoticeBoard:
 
     def notice(self, job: str) -> Notice:
         """Return the job's notice; a job that was never told anything has epoch 0."""
-        return self._notices.get(job) or self._replace(Notice(job, 0, 0, [], 0, 0))
+        return self._notices.get(job) or self._change(job, lambda notice: {})
 
     def next_epoch(self, job: str) -> int:
         """Return the number that the job's next notice gets."""
@@ -50,29 +52,29 @@ class NoticeBoard:
 
     def post(self, job: str, epoch: int, affected: list[str]) -> None:
         """Tell the job's ranks that these guests will move; may be repeated."""
-        self._replace(dataclasses.replace(self.notice(job), epoch=epoch, affected=sorted(affected)))
+        self._change(job, lambda notice: {"epoch": epoch, "affected": sorted(affected)})
 
     def finish(self, job: str, epoch: int) -> None:
         """Release the ranks: the guests of the epoch have moved; may be repeated."""
-        notice = self.notice(job)
-        self._replace(dataclasses.replace(notice, done=max(notice.done, epoch)))
+        self._change(job, lambda notice: {"done": max(notice.done, epoch)})
 
     def cancel(self, job: str, epoch: int) -> None:
         """Release the ranks: nobody moves in the epoch; may be repeated."""
-        notice = self.notice(job)
-        self._replace(dataclasses.replace(notice, cancelled=max(notice.cancelled, epoch)))
+        self._change(job, lambda notice: {"cancelled": max(notice.cancelled, epoch)})
 
-    def _replace(self, notice: Notice) -> Notice:
+    def _change(self, job: str, change: Callable[[Notice], dict[str, Any]]) -> Notice:
         with self._changed:
-            old = self._notices.get(notice.job)
-            if old is not None and dataclasses.replace(notice, serial=old.serial) == old:
+            old = self._notices.get(job)
+            before = old or Notice(job, 0, 0, [], 0, 0)
+            after = dataclasses.replace(before, **change(before))
+            if after == old:
                 return old
-            notice = dataclasses.replace(notice, serial=self._serial + 1)
-            self._journal.save_notice(notice)
-            self._serial = notice.serial
-            self._notices[notice.job] = notice
+            after.serial = self._serial + 1
+            self._journal.save_notice(after)
+            self._serial = after.serial
+            self._notices[job] = after
         self._news.bump()
-        return notice
+        return after
 
     def report(self, guest: str, report: GuestReport) -> None:
         """Take a guest's word; it may be repeated, the first arrival counts."""

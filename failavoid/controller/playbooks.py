@@ -17,9 +17,7 @@ PLAYBOOK = "migrate.yml"
 Cancelled = Callable[[], bool]
 MigrateGuests = Callable[[Evacuation, dict[str, Host], Cancelled], PlaybookResult]
 
-_REPORTED = [
-    f.name for f in dataclasses.fields(Migration) if f.name not in ("guest", "source", "destination")
-]
+_REPORTED = [f.name for f in dataclasses.fields(Migration) if f.name not in ("guest", "source", "destination")]
 
 
 @dataclass
@@ -31,9 +29,7 @@ class MigratePlaybook:
     gate: str
     timeout_s: float
 
-    def __call__(
-        self, evacuation: Evacuation, hosts: dict[str, Host], cancelled: Cancelled
-    ) -> PlaybookResult:
+    def __call__(self, evacuation: Evacuation, hosts: dict[str, Host], cancelled: Cancelled) -> PlaybookResult:
         """Run the playbook to its end; ``hosts`` are the cluster's, by name."""
         return run_playbook(
             PLAYBOOK,

@@ -37,9 +37,7 @@ def make_controller(settings: Settings, secret: bytes) -> Controller:
     )
     verifier = Verifier(cluster, look, answers, changed, limits.settle_timeout_s, limits.reach_timeout_s)
     board = NoticeBoard(journal, changed, news)
-    return Controller(
-        Surroundings(journal, board, manager, cluster, playbook, verifier, limits, changed, news)
-    )
+    return Controller(Surroundings(journal, board, manager, cluster, playbook, verifier, limits, changed, news))
 
 
 def main() -> None:
@@ -60,9 +58,7 @@ def main() -> None:
     except (OSError, sqlite3.Error) as error:
         sys.exit(f"failavoid-controller: {error}; see secret and state_dir in {arguments.settings}")
     stop = threading.Event()
-    threading.Thread(
-        target=controller.around.cluster.follow, args=(stop,), daemon=True, name="membership"
-    ).start()
+    threading.Thread(target=controller.around.cluster.follow, args=(stop,), daemon=True, name="membership").start()
     controller.resume()
     run(build_app(controller, secret), settings.listen, settings.port)
     stop.set()

@@ -25,9 +25,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("url", "resource_manager"):
             if not getattr(self, name).startswith(("http://", "https://")):
-                raise ValueError(
-                    f"setting {name!r} is {getattr(self, name)!r}; give it as http://ADDRESS:PORT"
-                )
+                raise ValueError(f"setting {name!r} is {getattr(self, name)!r}; give it as http://ADDRESS:PORT")
         if not 0 < self.port < 65536:
             raise ValueError(f"setting 'port' is {self.port}; it must be from 1 to 65535")
         if self.limits.on_deadline not in ON_DEADLINE:

@@ -40,9 +40,7 @@ class Verifier:
                 break
             time.sleep(0.2)
         moved = [m for m in evacuation.migrations if m.state == MOVED]
-        troubles += [
-            f"{m.guest} moved, but its pinning was not verified" for m in moved if not m.pin_verified
-        ]
+        troubles += [f"{m.guest} moved, but its pinning was not verified" for m in moved if not m.pin_verified]
         return troubles + self._unreachable([m.guest for m in moved])
 
     def _look(self, evacuation: Evacuation, said_to_have_moved: set[str]) -> list[str]:

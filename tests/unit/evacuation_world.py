@@ -1,0 +1,260 @@
+"""A cluster in memory around a real controller: resource manager, hosts, playbook and guests' agents are played."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import httpx
+
+from failavoid.controller.controller import Controller
+from failavoid.controller.evacuation import Limits, Surroundings
+from failavoid.controller.journal import Journal
+from failavoid.controller.libvirt_view import OTHER, RUNNING
+from failavoid.controller.manager import Cluster, ResourceManager
+from failavoid.controller.notices import NoticeBoard
+from failavoid.controller.verification import Verifier
+from failavoid.playbook_runner import PlaybookResult
+from failavoid.services import Changes
+from failavoid.shared.messages import (
+    Alarm,
+    Evidence,
+    Guest,
+    GuestReport,
+    Host,
+    Job,
+    JobRequest,
+    Lease,
+    Membership,
+    Placement,
+    to_dict,
+)
+
+PATIENCE_S = 20.0
+
+
+class Crash(BaseException):
+    """The end of a controller's life, as one of its threads sees it."""
+
+
+def _report(args, report=threading.excepthook):
+    if args.exc_type is not Crash:
+        report(args)
+
+
+threading.excepthook = _report
+
+
+class FakeManager:
+    """The resource manager's API, and its memory. ``down`` makes it silent, ``refuse`` names paths it refuses."""
+
+    def __init__(self):
+        hosts = [Host(f"host{n}", f"10.0.0.{n}", "allocated" if n < 4 else "free", 2**21) for n in range(1, 6)]
+        guests = [
+            Guest(f"guest{n}", f"uuid-{n}", f"host{(n + 1) // 2}", f"10.0.1.{n}", 2**18, [0], 0, "u", "ready", "job-1")
+            for n in range(1, 7)
+        ]
+        job = Job("job-1", JobRequest("u", 1000, 1000, "ssh-ed25519 A", 3, 2), "running", [g.name for g in guests])
+        self.membership = Membership(1, hosts, guests, [job])
+        self.lock = threading.RLock()
+        self.leases, self.commits, self.retired, self.given_back = {}, [], {}, []
+        self.down, self.refuse, self.spares = False, set(), ["host4", "host5"]
+
+    @property
+    def job(self):
+        return self.membership.jobs[0]
+
+    def change(self):
+        self.membership.version += 1
+
+    def __call__(self, request):
+        if self.down:
+            raise httpx.ConnectError("refused", request=request)
+        path = request.url.path
+        body = json.loads(request.content) if request.content else {}
+        for start in self.refuse:
+            if path.startswith(start):
+                return httpx.Response(409, json={"detail": f"{path} is refused"})
+        with self.lock:
+            return self.answer(request.method, path, body)
+
+    def answer(self, method, path, body):
+        if path == "/membership":
+            return httpx.Response(200, json=to_dict(self.membership))
+        if path == "/leases":
+            held = self.leases.get(body["evacuation"])
+            if held is None:
+                if not self.spares:
+                    return httpx.Response(409, json={"detail": "all hosts are in use"})
+                held = Lease(f"lease-{len(self.leases)}", self.spares.pop(0), body["evacuation"], time.time() + 300)
+                self.leases[body["evacuation"]] = held
+            return httpx.Response(200, json=to_dict(held))
+        if path == "/placements":
+            return httpx.Response(
+                200, json=[to_dict(Placement(g, body["host"], [i], 0)) for i, g in enumerate(body["guests"])]
+            )
+        if method == "DELETE":
+            return self.give_back(path.split("/")[-1])
+        if path.endswith("/commit"):
+            self.commits.append((path.split("/")[2], body["placements"]))
+            for placement in body["placements"]:
+                next(g for g in self.membership.guests if g.name == placement["guest"]).host = placement["host"]
+            self.change()
+        elif path.endswith("/retire"):
+            name = path.split("/")[2]
+            self.retired[name] = body["reason"]
+            next(host for host in self.membership.hosts if host.name == name).pool = "defunct"
+            self.change()
+        return httpx.Response(200, json={})
+
+    def give_back(self, lease_id):
+        for evacuation, lease in list(self.leases.items()):
+            if lease.id == lease_id:
+                del self.leases[evacuation]
+                self.spares.insert(0, lease.host)
+                self.given_back.append(lease_id)
+                return httpx.Response(200, json={})
+        return httpx.Response(404, json={"detail": "no such lease"})
+
+
+class World:
+    """The controller in its surroundings; `restart` gives it a new life with the same journal."""
+
+    def __init__(self, folder: Path, **limits):
+        self.folder = folder
+        self.limits = Limits(
+            **{
+                "gather_timeout_s": PATIENCE_S,
+                "gather_minimum_s": 0.05,
+                "resume_timeout_s": PATIENCE_S,
+                "settle_timeout_s": 0.3,
+                "reach_timeout_s": 0.3,
+                "retry_s": 0.02,
+                **limits,
+            }
+        )
+        self.manager = FakeManager()
+        self.where = {g.name: {g.host: RUNNING} for g in self.manager.membership.guests}
+        self.silent_hosts, self.silent_guests = set(), set()
+        self.fail, self.preparation_fails, self.stuck = {}, "", False
+        self.playbook_runs, self.says_nothing = 0, set()
+        self.alive = threading.Event()
+        self.begin()
+
+    def begin(self):
+        self.alive = threading.Event()
+        self.alive.set()
+        changed, news = threading.Condition(), Changes()
+        journal = Journal(self.folder / "journal.sqlite")
+        manager = ResourceManager("http://manager", "token", httpx.MockTransport(self.manager))
+        cluster = Cluster(manager, changed, news)
+        verifier = Verifier(
+            cluster, self.look, self.answers, changed, self.limits.settle_timeout_s, self.limits.reach_timeout_s
+        )
+        board = NoticeBoard(journal, changed, news)
+        around = Surroundings(journal, board, manager, cluster, self.migrate, verifier, self.limits, changed, news)
+        self.controller = Controller(around)
+        self.around = around
+
+    def crash(self):
+        """End the controller as a crash would: whoever wants to write to its journal is no more."""
+        self.alive.clear()
+        with self.around.changed:
+            self.around.journal._writing = self.die
+            self.around.journal.close()
+
+    def die(self):
+        raise Crash
+
+    def restart(self):
+        self.crash()
+        self.begin()
+        self.controller.resume()
+
+    # what the controller sees
+
+    def look(self, address):
+        host = f"host{address.split('.')[-1]}"
+        if host in self.silent_hosts:
+            return None
+        return {guest: places[host] for guest, places in self.where.items() if host in places}
+
+    def answers(self, address):
+        return f"guest{address.split('.')[-1]}" not in self.silent_guests
+
+    def migrate(self, evacuation, hosts, cancelled):
+        """Play migrate.yml: prepare, wait at the gate, move each guest, look at it."""
+        self.playbook_runs += 1
+        alive, began = self.alive, time.time()
+        source = {"Prepare the destination": {"changed": True, "_began": began, "_ended": time.time()}}
+        result = PlaybookResult(0, "successful", Path(), {evacuation.host: source})
+        if self.preparation_fails:
+            return PlaybookResult(2, "failed", Path(), {}, [self.preparation_fails])
+        run = self.controller.run(evacuation.id)
+        while not run.gate_open and not run.gate_closed and alive.is_set():
+            time.sleep(0.005)
+        if not run.gate_open:
+            return PlaybookResult(2, "failed", Path(), {}, ["the gate was cancelled"])
+        while self.stuck and not cancelled():
+            time.sleep(0.005)
+        for migration in evacuation.migrations:
+            guest, ends = migration.guest, {migration.destination: RUNNING}
+            said = {"guest": guest, "state": "moved", "elapsed_s": 1.5, "downtime_ms": 20, "pin_verified": True}
+            if guest in self.fail:
+                said, ends = self.fail[guest](migration)
+                result.rc = 2
+                result.failures.append(f"{evacuation.host}: Move {guest}: {said.get('error')}")
+            self.where[guest] = ends
+            if guest not in self.says_nothing:
+                source[f"Move {guest}"] = {"migration": said, "_began": began, "_ended": time.time()}
+        return result
+
+    # what happens
+
+    def alarm(self, host="host1", name="alarm-1", predicted_failure_s=None, job="job-1"):
+        evidence = Evidence(0.8, 0.3, 0.01, 9.0, 0.75, predicted_failure_s=predicted_failure_s)
+        return self.controller.take_alarm(Alarm(name, time.time(), host, job, "robust", "unavailable", 0.8, evidence))
+
+    def say(self, state, *guests):
+        for guest in guests:
+            epoch = self.around.board.notice("job-1").epoch
+            self.around.board.report(guest, GuestReport("job-1", epoch, state, 1))
+
+    def ranks_behave(self, *guests):
+        """Let these guests' ranks find every notice and stop, and run again when released."""
+        threading.Thread(target=self._behave, args=(guests or tuple(self.where), self.alive), daemon=True).start()
+
+    def _behave(self, guests, alive):
+        said = {}
+        while alive.is_set():
+            notice = self.around.board.notice("job-1")
+            closed = notice.epoch in (notice.done, notice.cancelled)
+            state = "resumed" if closed else "ready"
+            for guest in set(guests) & set(notice.affected):
+                if said.get(guest) != (notice.epoch, state):
+                    said[guest] = (notice.epoch, state)
+                    self.say(state, guest)
+            time.sleep(0.005)
+
+    def until(self, what):
+        end = time.monotonic() + PATIENCE_S
+        while not what():
+            assert time.monotonic() < end, "it did not come to this"
+            time.sleep(0.005)
+
+    def until_state(self, evacuation, *states):
+        run = self.controller.run(evacuation.id)
+        self.until(lambda: run.evacuation.state in states)
+        with self.around.changed:  # the step that led here is written down
+            return run.evacuation
+
+
+def stays(migration):
+    """The guest did not move."""
+    return {"guest": migration.guest, "state": "failed", "error": "refused"}, {migration.source: RUNNING}
+
+
+def half_way(migration):
+    """Both hosts have something of the guest."""
+    said = {"guest": migration.guest, "state": "failed", "error": "connection lost"}
+    return said, {migration.source: OTHER, migration.destination: OTHER}
