@@ -78,6 +78,8 @@ class Ranks:
             return 0
         notice = from_dict(Notice, answer)
         check_name("job", notice.job)
+        if min(notice.serial, notice.epoch, notice.done, notice.cancelled) < 0:
+            raise ValueError(f"a notice with a negative number: {answer}")
         with self._changed:
             if notice.job != self._job or self._page is None:
                 self._page = PageWriter(job_folder(notice.job, self._run_dir))

@@ -109,14 +109,9 @@ def finalize(folder):
     while go_on(folder):
         pass
     MPI.Finalize()
-    print(f"rank finalized, slots {sorted(os.listdir(slots()))}" if counter.count else "")
     (Path(folder) / f"finalized-{os.getpid()}").touch()
     while not (Path(folder) / "end").exists():
         time.sleep(0.01)
-
-
-def slots():
-    return Path(os.environ["FAILAVOID_RUN_DIR"]) / "jobs" / os.environ["FAILAVOID_JOB"] / "slots"
 
 
 def message(folder, at):

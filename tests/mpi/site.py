@@ -237,13 +237,18 @@ class Site:
     def start(
         self,
         guests: Sequence[str],
-        *program: str,
+        *arguments: str,
+        program: str = "",
         with_agents: bool = True,
         wrapper: bool = True,
         mca: Sequence[str] = (),
         **environment: str,
     ) -> Job:
-        """Start the job with rank i on ``guests[i]``, its agents first."""
+        """Start the job with rank i on ``guests[i]``, its agents first.
+
+        ``arguments`` are a scenario of programs.py and what follows its folder, or those of ``program``.
+        """
+        words = [program, *arguments] if program else [str(PROGRAM), arguments[0], str(self.folder), *arguments[1:]]
         if with_agents:
             for guest in dict.fromkeys(guests):
                 self.controller.tell(guest)
@@ -257,7 +262,7 @@ class Site:
             command += ["-n", "1", "env", f"FAILAVOID_GUEST={guest}"]
             command += [f"FAILAVOID_RUN_DIR={self.run_dir(guest)}", self.mpi.python]
             command += ["-m", "failavoid.mpi"] * wrapper
-            command += [str(PROGRAM), program[0], str(self.folder), *program[1:], ":"]
+            command += [*words, ":"]
         output, errors = self.folder / "stdout", self.folder / "stderr"
         variables = {
             **os.environ,
@@ -302,7 +307,7 @@ def unread_bytes(pid: int) -> int:
     """Bytes that have arrived on a process's TCP connections and that it has not read."""
     inodes = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        target = os.readlink(descriptor)
+        target = str(descriptor.readlink())
         if target.startswith("socket:["):
             inodes.add(target[8:-1])
     total = 0
