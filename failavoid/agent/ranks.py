@@ -10,7 +10,6 @@ The ranks wait for nobody but the page: a controller that is away delays notices
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import threading
 import time
@@ -101,6 +100,8 @@ class Ranks:
                 with self._changed:
                     if job == self._job:
                         self._job, self._page = "", None
+                import shutil  # seldom needed, and slow to import on an emulated CPU
+
                 shutil.rmtree(folder, ignore_errors=True)
 
     def watch(self) -> None:

@@ -11,7 +11,6 @@ Environment, the same on all ranks: FAILAVOID_JOB (without it barriers are mpi4p
 
 from __future__ import annotations
 
-import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
@@ -25,8 +24,8 @@ def _install(module: types.ModuleType) -> None:
     install(module)
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls ``action`` with the module ``name`` right after its first import."""
+class _AfterImport:
+    """A finder (sys.meta_path) that calls ``action`` with the module ``name`` right after its first import."""
 
     def __init__(self, name: str, action: Callable[[types.ModuleType], None]) -> None:
         self._name = name

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from failavoid.shared.page import Page, PageError, Slot
@@ -73,8 +72,7 @@ def agree(epoch: int, views: Sequence[View]) -> Agreement:
     return Agreement(guests, ranks)
 
 
-@dataclass
-class Held:
+class Held(NamedTuple):
     """What the leader of a hold can say of it."""
 
     epoch: int
