@@ -68,11 +68,11 @@ def _check_address(address: str) -> str:
 
 
 def note_results(migrations: list[Migration], result: PlaybookResult) -> set[str]:
-    """Fill in what the playbook's results say of each guest, later tasks last; returns the guests named."""
-    named = set()
+    """Fill in what the tasks' ``migrations`` say of each guest; returns the guests they name."""
     by_guest = {migration.guest: migration for migration in migrations}
+    named = set()
     for said in _said_of_guests(result):
-        migration = by_guest.get(said["guest"])
+        migration = by_guest.get(said.get("guest", ""))
         if migration is None:
             continue
         named.add(migration.guest)
@@ -85,18 +85,7 @@ def note_results(migrations: list[Migration], result: PlaybookResult) -> set[str
 def _said_of_guests(result: PlaybookResult) -> Iterator[dict[str, Any]]:
     for tasks in result.host_results.values():
         for task in tasks.values():
-            yield from _migrations_in(task)
-
-
-def _migrations_in(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Find Migration documents: the result itself, its ``migration(s)``, or those of a loop's items."""
-    if isinstance(value.get("guest"), str) and "state" in value:
-        yield value
-    for key in ("migration", "migrations", "results"):
-        inner = value.get(key)
-        for item in [inner] if isinstance(inner, dict) else inner if isinstance(inner, list) else []:
-            if isinstance(item, dict):
-                yield from _migrations_in(item)
+            yield from task.get("migrations", [])
 
 
 def preparation(result: PlaybookResult) -> tuple[float, float] | None:

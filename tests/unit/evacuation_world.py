@@ -137,7 +137,7 @@ class World:
         self.where = {g.name: {g.host: RUNNING} for g in self.manager.membership.guests}
         self.silent_hosts, self.silent_guests = set(), set()
         self.fail, self.preparation_fails, self.stuck = {}, "", False
-        self.playbook_runs, self.says_nothing = 0, set()
+        self.playbook_runs, self.says_nothing, self.unpinned = 0, set(), set()
         self.alive = threading.Event()
         self.begin()
 
@@ -185,9 +185,9 @@ class World:
     def migrate(self, evacuation, hosts, cancelled):
         """Play migrate.yml: prepare, wait at the gate, move each guest, look at it."""
         self.playbook_runs += 1
-        alive, began = self.alive, time.time()
-        source = {"Prepare the destination": {"changed": True, "_began": began, "_ended": time.time()}}
-        result = PlaybookResult(0, "successful", Path(), {evacuation.host: source})
+        alive, times = self.alive, {"_began": time.time(), "_ended": time.time()}
+        destination = {"Prepare the destination": {"guests": [], **times}}
+        result = PlaybookResult(0, "successful", Path(), {evacuation.spare: destination})
         if self.preparation_fails:
             return PlaybookResult(2, "failed", Path(), {}, [self.preparation_fails])
         run = self.controller.run(evacuation.id)
@@ -197,16 +197,21 @@ class World:
             return PlaybookResult(2, "failed", Path(), {}, ["the gate was cancelled"])
         while self.stuck and not cancelled():
             time.sleep(0.005)
+        moved, verified = [], []
         for migration in evacuation.migrations:
             guest, ends = migration.guest, {migration.destination: RUNNING}
-            said = {"guest": guest, "state": "moved", "elapsed_s": 1.5, "downtime_ms": 20, "pin_verified": True}
+            said = {"guest": guest, "state": "moved", "elapsed_s": 1.5, "downtime_ms": 20, "error": ""}
             if guest in self.fail:
                 said, ends = self.fail[guest](migration)
                 result.rc = 2
                 result.failures.append(f"{evacuation.host}: Move {guest}: {said.get('error')}")
             self.where[guest] = ends
             if guest not in self.says_nothing:
-                source[f"Move {guest}"] = {"migration": said, "_began": began, "_ended": time.time()}
+                moved.append(said)
+                if said["state"] == "moved":
+                    verified.append({"guest": guest, "state": "moved", "pin_verified": guest not in self.unpinned})
+        result.host_results[evacuation.host] = {"Wait at the gate and migrate": {"migrations": moved, **times}}
+        destination["Verify what has arrived"] = {"migrations": verified, **times}
         return result
 
     # what happens

@@ -320,6 +320,14 @@ def test_a_playbook_that_names_no_guest_is_no_success(world):
     assert "host1" in world.manager.retired  # libvirt shows that all have left
 
 
+def test_a_guest_that_is_not_pinned_where_it_should_be_is_named(world):
+    world.unpinned = {"guest1"}
+    world.ranks_behave()
+    ended = world.until_state(world.alarm(), "FAILED")
+    assert "guest1 moved, but its pinning was not verified" in ended.error
+    assert len(world.manager.commits[0][1]) == 2
+
+
 def test_a_guest_that_does_not_answer_after_its_move_is_named(world):
     world.silent_guests = {"guest2"}
     world.ranks_behave()
