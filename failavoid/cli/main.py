@@ -165,8 +165,8 @@ def show(evacuation: str, as_json: Json = False) -> None:
     if found["alarm"]:
         alarm = found["alarm"]
         print(
-            f"Alarm by rule {alarm['rule']}: {alarm['metric']} {alarm['value']:.1%}, group {alarm['evidence']['centre']:.1%}, "
-            f"z {alarm['evidence']['z']:.1f}"
+            f"Alarm by rule {alarm['rule']}: {alarm['metric']} {alarm['value']:.1%}, "
+            f"group {alarm['evidence']['centre']:.1%}, z {alarm['evidence']['z']:.1f}"
         )
     elif found["reason"]:
         print(f"Asked for: {found['reason']}")

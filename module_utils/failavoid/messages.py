@@ -110,6 +110,7 @@ class Guest:
     user: str
     state: str = "booting"  # booting | ready | lost
     job: Optional[str] = None
+    image: str = ""  # digest of the system image it booted
 
 
 @dataclass

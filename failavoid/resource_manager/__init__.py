@@ -1,0 +1,1 @@
+"""The resource manager: pools of hosts, jobs and their guests, leases of spares."""

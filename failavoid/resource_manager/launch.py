@@ -1,0 +1,267 @@
+"""Launches the guests of a job, by playbooks/launch.yml, and removes those that are in the way."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from failavoid.playbook_runner import PlaybookResult, run_playbook
+from failavoid.resource_manager import placement
+from failavoid.resource_manager.settings import Settings
+from failavoid.resource_manager.store import State, Store
+from failavoid.shared.messages import Guest, Job, JobRequest
+from failavoid.shared.names import check_name
+from failavoid.shared.tokens import mint
+
+log = logging.getLogger(__name__)
+
+BOOT_S = 900.0
+SECONDS_A_GUEST = 30.0  # on top: many guests share cores while they boot
+
+
+@dataclass(frozen=True)
+class Image:
+    """The current system image: digests, and how a guest of it is booted."""
+
+    digest: str
+    root: str
+    init: str
+    arguments: str
+
+
+def current_image(store: Path) -> Image:
+    """Read what the image store's current manifest says. Raises NoRoomError."""
+    try:
+        manifest = json.loads((store / "current" / "manifest.json").read_text())
+        guest = manifest["classes"]["guest"]
+        return Image(manifest["digest"], manifest["root"], guest["init"], guest.get("kernel_arguments", ""))
+    except (OSError, ValueError, KeyError) as error:
+        raise placement.NoRoomError(
+            f"{store}/current has no usable system image ({error}): run playbooks/sysimage.yml"
+        ) from error
+
+
+class Launcher:
+    """Brings up what a job needs; each job in a thread of its caller's."""
+
+    def __init__(self, settings: Settings, store: Store, secret: bytes) -> None:
+        self._settings = settings
+        self._store = store
+        self._secret = secret
+
+    def allocate(self, ident: str, request: JobRequest) -> Job:
+        """Take hosts for a job and note the guests it will have. Raises NoRoomError."""
+        image = current_image(Path(self._settings.sysimage))
+        with self._store.change() as state:
+            hosts = placement.choose_hosts(
+                state, request, self._settings.spares, self._settings.reserve_kb, image.digest
+            )
+            job = Job(ident, request, "allocating", created=time.time(), image=image.digest)
+            state.jobs[ident] = job
+            for host in hosts:
+                host.pool, host.reason = "allocated", ident
+                idle = sorted(
+                    guest.name
+                    for guest in state.guests.values()
+                    if guest.host == host.name and placement.fits(guest, request, image.digest)
+                )
+                for name in idle[: request.guests_per_host]:
+                    state.guests[name].job = ident
+                    job.guests.append(name)
+                for _ in range(request.guests_per_host - len(idle[: request.guests_per_host])):
+                    job.guests.append(self._new_guest(state, host.name, request, ident, image).name)
+        return job
+
+    def launch(self, ident: str) -> None:
+        """Start the guests that a job still lacks; the job is ready or failed afterwards."""
+        try:
+            self._remove_strangers(ident)
+            self._start_missing(ident)
+        except Exception as error:  # whatever it was, the user must read it and the hosts be free again
+            if not isinstance(error, placement.NoRoomError):
+                log.exception("job %s could not be launched", ident)
+            self.end(ident, "failed", 1, f"its guests could not be started: {error}")
+            return
+        with self._store.change() as state:
+            job = state.jobs[ident]
+            if job.state == "allocating":
+                job.state = "ready"
+                job.known_hosts = "".join(
+                    f"{state.guests[name].address},{name} {state.public_keys[name]}\n" for name in job.guests
+                )
+
+    def end(self, ident: str, how: str, exit_status: int | None, message: str) -> None:
+        """Note a job's end; its guests stay for the next job, its hosts are free again."""
+        with self._store.change() as state:
+            job = state.jobs[ident]
+            if job.state in ("completed", "failed"):
+                return
+            job.state, job.exit_status, job.message, job.ended = how, exit_status, message, time.time()
+            for guest in state.guests.values():
+                if guest.job == ident:
+                    guest.job = None
+            for name, guest in list(state.guests.items()):
+                if guest.state in ("lost", "booting") and guest.job is None:
+                    del state.guests[name]
+                    state.public_keys.pop(name, None)
+            free_hosts(state)
+
+    def remove(self, guests: list[Guest]) -> None:
+        """Remove guests by playbooks/remove.yml. Raises NoRoomError with what could not be removed."""
+        if not guests:
+            return
+        result = self._run(
+            "remove.yml",
+            "remove",
+            {"remove_guests": [{"name": g.name, "host": g.host, "uuid": g.uuid} for g in guests]},
+        )
+        if not result.ok:
+            raise placement.NoRoomError("; ".join(result.failures) or f"see {result.log}")
+        with self._store.change() as state:
+            for guest in guests:
+                state.guests.pop(guest.name, None)
+                state.public_keys.pop(guest.name, None)
+
+    def _new_guest(self, state: State, host: str, request: JobRequest, job: str, image: Image) -> Guest:
+        name = f"g{self._store.next_number('guest'):04d}"
+        address = placement.free_address(self._settings.guest_network, (g.address for g in state.guests.values()))
+        place = placement.place(state, state.hosts[host], name)
+        guest = Guest(
+            name,
+            str(uuid.uuid4()),
+            host,
+            address,
+            request.guest_memory_kb,
+            place.cores,
+            place.numa_node,
+            request.user,
+            job=job,
+            image=image.digest,
+        )
+        state.guests[name] = guest
+        return guest
+
+    def _remove_strangers(self, ident: str) -> None:
+        """Remove idle guests from the job's hosts: their memory is the job's now."""
+        membership = self._store.membership()
+        hosts = {guest.host for guest in membership.guests if guest.job == ident}
+        self.remove([guest for guest in membership.guests if guest.host in hosts and guest.job is None])
+
+    def _start_missing(self, ident: str) -> None:
+        membership = self._store.membership()
+        job = next(job for job in membership.jobs if job.id == ident)
+        guests = [guest for guest in membership.guests if guest.job == ident]
+        missing = [guest for guest in guests if guest.state == "booting"]
+        if not missing:
+            return
+        image = current_image(Path(self._settings.sysimage))
+        identities, public_keys = {}, {}
+        addresses = {guest.name: guest.address for guest in guests}
+        for guest in missing:
+            private, public_keys[guest.name] = _host_key()
+            identities[guest.name] = self._identity(guest, job.request, private, addresses)
+        result = self._run(
+            "launch.yml",
+            ident,
+            {"launch_guests": [self._launched(guest, image) for guest in missing], "launch_identities": identities},
+            BOOT_S + SECONDS_A_GUEST * len(missing),
+        )
+        started = _started(result)
+        with self._store.change() as state:
+            for guest in missing:
+                if guest.name in started:
+                    state.guests[guest.name].state = "ready"
+                    state.public_keys[guest.name] = public_keys[guest.name]
+        absent = sorted({guest.name for guest in missing} - started)
+        if not result.ok or absent:
+            words = "; ".join(result.failures) or f"guests {', '.join(absent)} were not started, see {result.log}"
+            raise placement.NoRoomError(words)
+
+    def _launched(self, guest: Guest, image: Image) -> dict[str, Any]:
+        boot = f"{self._settings.boot}/{image.root}"
+        mask = placement.netmask(self._settings.prefix)
+        return {
+            "host": check_name("host", guest.host),
+            "name": check_name("guest", guest.name),
+            "uuid": guest.uuid,
+            "memory_kb": guest.memory_kb,
+            "vcpus": len(guest.cores),
+            "cores": guest.cores,
+            "numa_node": guest.numa_node,
+            "mac": placement.hardware_address(guest.address),
+            "address": guest.address,
+            "user": guest.user,
+            "image": image.digest,
+            "kernel": f"{boot}/vmlinuz",
+            "initrd": f"{boot}/initrd.img",
+            "cmdline": (
+                f"console=ttyS0 net.ifnames=0 ip={guest.address}:::{mask}:{guest.name}:eth0:off "
+                f"nfsroot={self._settings.head_address}:{self._settings.sysimage},vers=3,nolock,tcp "
+                f"failavoid.image={image.digest} failavoid.class=guest init={image.init} {image.arguments}"
+            ).strip(),
+        }
+
+    def _identity(self, guest: Guest, request: JobRequest, ssh_key: str, addresses: dict[str, str]) -> dict[str, Any]:
+        head = self._settings.head_address
+        return {
+            "name": guest.name,
+            "uuid": guest.uuid,
+            "address": guest.address,
+            "prefix": self._settings.prefix,
+            "user": {"name": request.user, "uid": request.uid, "gid": request.gid},
+            "authorized_keys": [request.public_key],
+            "root_authorized_keys": self._settings.guest_root_keys,
+            "ssh_host_key": ssh_key,
+            "agent": {
+                "node": guest.name,
+                "kind": "guest",
+                "token": mint(self._secret, "guest", guest.name, guest.uuid),
+                "monitor": f"{head}:7411",
+                "controller": f"http://{head}:7413",
+                "interval_s": self._settings.guest_interval_s,
+            },
+            "mounts": self._settings.guest_mounts,
+            "hosts": {**addresses, "head": head},
+        }
+
+    def _run(self, playbook: str, ident: str, variables: dict[str, Any], timeout: float = 300.0) -> PlaybookResult:
+        return run_playbook(
+            playbook, Path(self._settings.inventory), variables, ident, Path(self._settings.state) / "logs", timeout
+        )
+
+
+def free_hosts(state: State) -> None:
+    """Give hosts back that no job uses: allocated ones without a job's guest. Leases keep their own mark."""
+    used = {guest.host for guest in state.guests.values() if guest.job}
+    for host in state.hosts.values():
+        if host.pool == "allocated" and host.name not in used:
+            host.pool, host.reason = "free", ""
+
+
+def _host_key() -> tuple[str, str]:
+    """A guest's SSH host key: private and public part, as OpenSSH writes them."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    ).decode()
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    return private, public
+
+
+def _started(result: PlaybookResult) -> set[str]:
+    """The guests that the playbook's results name as running, pinned as they should be."""
+    started = set()
+    for tasks in result.host_results.values():
+        for task in tasks.values():
+            for guest in task.get("guests") or []:
+                if isinstance(guest, dict) and guest.get("state") == "running" and guest.get("pin_verified"):
+                    started.add(str(guest["guest"]))
+    return started
