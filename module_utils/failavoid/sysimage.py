@@ -264,9 +264,7 @@ def write_class(node_class: NodeClass, folder: Path, root: Path, staged: Path) -
     """
     folder.mkdir(mode=0o755)
     if staged.is_dir():
-        shutil.copytree(
-            staged, folder, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(staged, folder, symlinks=True, dirs_exist_ok=True)
     for name in [f.path for f in node_class.tree.files] + list(node_class.tree.links):
         with contextlib.suppress(FileNotFoundError):
             (folder / name).unlink()
