@@ -60,6 +60,24 @@ def test_ranks_of_affected_guests_stop_until_the_move_is_done(site):
     assert {report[0] for report in site.controller.reports} == {"g1", "g2"}, "an unaffected guest spoke"
 
 
+@pytest.mark.parametrize("guests", [("g1", "g2"), ("g1", "g2", "g3", "g4") * 2], ids=["2 ranks", "8 ranks"])
+def test_two_ranks_or_eight_over_tcp_stop_and_go_on_alike(site, guests):
+    job = site.start(guests, "loop", mca=OVER_TCP)
+    job.wait_for_barriers(3)
+    names = sorted(set(guests))
+    for epoch, affected in ((1, names[-1:]), (2, names[:2])):  # rank 0 held by others, then leading
+        notice(site, epoch, affected, names)
+        assert [site.wait_for_report(guest, "ready", epoch) for guest in affected] == [
+            guests.count(guest) for guest in affected
+        ]
+        done(site, epoch, names)
+        for guest in affected:
+            site.wait_for_report(guest, "resumed", epoch)
+        job.wait_for_barriers(3)
+    job.end()
+    assert len(set(job.counts())) == 1
+
+
 @pytest.mark.parametrize("first", ["g1", "g2", "g3"])
 def test_guests_may_hear_of_a_notice_at_different_moments(site, first):
     job = site.start(GUESTS, "loop")
