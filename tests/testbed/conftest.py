@@ -1,0 +1,36 @@
+"""Tests on a real testbed: `make test` makes it; `make testbed` does so by hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from failavoid.demo.observe import Services, connect
+from failavoid.demo.site import CommandError, Site, read_inventory
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def inventory() -> Path:
+    """The inventory of the testbed that runs: FAILAVOID_INVENTORY, by default inventories/testbed."""
+    return Path(os.environ.get("FAILAVOID_INVENTORY", PROJECT / "inventories" / "testbed"))
+
+
+@pytest.fixture(scope="session")
+def site(inventory: Path) -> Site:
+    """The testbed's hosts; a test without them fails and says how to get them."""
+    site = read_inventory(inventory)
+    try:
+        site.run(site.head, "true")
+    except CommandError as error:
+        pytest.fail(f"the testbed does not run ({error}); make it with 'make testbed'")
+    return site
+
+
+@pytest.fixture(scope="session")
+def services(site: Site) -> Services:
+    """The three services on the testbed's head, as operator."""
+    return connect(site)
