@@ -256,9 +256,7 @@ def _map(path: str, writable: bool) -> mmap.mmap:
         raise PageError(f"{path}: {error.strerror}") from error
     if page[:8] != struct.pack("=Q", _MAGIC):
         page.close()
-        raise PageError(
-            f"{path}: is a page of another version: deploy the agent and the MPI wrapper together"
-        )
+        raise PageError(f"{path}: is a page of another version: deploy the agent and the MPI wrapper together")
     return page
 
 
