@@ -47,14 +47,14 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
         return guest
 
     @app.post("/alarms")
-    def alarm(document: Any = Body(), _caller: Identity = require("service")) -> dict[str, Any]:  # noqa: B008
+    def alarm(document: Any = Body(), _caller: Identity = require("service")) -> dict[str, Any]:
         taken = from_dict(Alarm, document)
         for kind, name in (("alarm", taken.id), ("host", taken.host), ("job", taken.job)):
             check_name(kind, name)
         return shown(controller.take_alarm(taken))
 
     @app.post("/evacuations")
-    def order(document: Any = Body(), caller: Identity = require("operator")) -> dict[str, Any]:  # noqa: B008
+    def order(document: Any = Body(), caller: Identity = require("operator")) -> dict[str, Any]:
         if not isinstance(document, dict) or not isinstance(document.get("reason", ""), str):
             raise ValueError('an evacuation is asked for with {"host": NAME, "reason": TEXT}')
         host = check_name("host", document.get("host", ""))
@@ -105,7 +105,7 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
     @app.post("/guests/{name}/report")
     def report(
         name: str,
-        document: Any = Body(),  # noqa: B008
+        document: Any = Body(),
         caller: Identity = require("guest"),
     ) -> dict[str, Any]:
         guest = this_guest(name, caller)

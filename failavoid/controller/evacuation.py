@@ -23,7 +23,7 @@ from failavoid.controller.playbooks import MigrateGuests, note_results, preparat
 from failavoid.controller.verification import GONE, MOVED, STAYED, Verifier
 from failavoid.playbook_runner import PlaybookResult
 from failavoid.services import Changes
-from failavoid.shared.messages import Evacuation, Host, Migration, Placement
+from failavoid.shared.messages import Evacuation, Host, Lease, Migration, Placement
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Limits:
     expected_migration_s: float = 10.0  # kept free before the predicted failure
     on_deadline: str = "migrate"  # migrate | cancel: when not all ranks stopped in time
     migration_timeout_s: float = 300.0
-    settle_timeout_s: float = 5.0  # for both hosts to agree where a guest is
+    settle_timeout_s: float = 30.0  # for both hosts to agree where a guest is
     reach_timeout_s: float = 20.0  # for a moved guest to answer
     resume_timeout_s: float = 30.0  # for ranks to say that they run again
     retry_s: float = 2.0  # between attempts to reach the resource manager
@@ -87,7 +87,7 @@ class EvacuationRun:
         self._playbook: threading.Thread | None = None
         self._result: PlaybookResult | None = None
         self._stop_playbook = False
-        self._lease_expires = 0.0
+        self._renew_at = 0.0
 
     # -- what others ask -----------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class EvacuationRun:
             affected = self._ask(self._affected)
             lease = self._ask(lambda: self.around.manager.lease(evacuation.id))
             evacuation.spare, evacuation.lease = lease.host, lease.id
-            self._lease_expires = lease.expires
+            self._note_lease(lease)
             self.around.journal.save(evacuation)
             placements = self._ask(lambda: self.around.manager.place(affected, lease.host))
         except ManagerError as error:
@@ -185,11 +185,8 @@ class EvacuationRun:
         self._begin("gathered")
         self._start_playbook()
         deadline = self._deadline()
+        self._wait(lambda: self.cancel_reason or self._result or self._job_over() or self._all_ready(), deadline)
         with self.around.changed:
-            self.around.changed.wait_for(
-                lambda: self.cancel_reason or self._result or self._job_over() or self._all_ready(),
-                timeout=max(0.0, deadline - time.time()),
-            )
             ready = [guest for guest in self._guests() if guest in self._reports().ready]
         self._give_way()
         words = f"{len(ready)} of {len(self._guests())} guests ready"
@@ -214,8 +211,12 @@ class EvacuationRun:
     def _migrate(self) -> None:
         evacuation = self.evacuation
         self._start_playbook()
-        with self.around.changed:
-            self.around.changed.wait_for(lambda: self._result)
+        try:
+            self._wait(lambda: self._result)
+        except CancelledEvacuation as loss:  # it is too late for that
+            log.error("%s: %s", evacuation.id, loss)
+            with self.around.changed:
+                self.around.changed.wait_for(lambda: self._result)
         result = self._result
         assert result is not None
         self._note_preparation(result)
@@ -285,11 +286,12 @@ class EvacuationRun:
             self._begin("failed", reason)
             self.gate_cancelled = True
         # Where a guest might be, nobody else is placed: only if all stayed, the spare is free again.
-        stayed = self._all_are(STAYED)
-        if not stayed:
+        if any(m.state == MOVED for m in evacuation.migrations):
             self._try("tell where the guests run", self._commit)
+        elif not self._all_are(STAYED):
+            self._try(f"keep {evacuation.spare} from others", self._set_spare_aside)
         self._release_ranks()
-        if stayed:
+        if self._all_are(STAYED):
             self._give_back(time.monotonic() + self.around.limits.give_back_timeout_s)
         elif self._all_are(MOVED):
             self._try(f"retire {evacuation.host}", lambda attempts: self._retire(None, attempts))
@@ -303,6 +305,10 @@ class EvacuationRun:
             trouble = str(refusal)
         if trouble:
             self.evacuation.error += f"; could not {what}: {trouble}"
+
+    def _set_spare_aside(self, attempts: int) -> bool:
+        spare, reason = self.evacuation.spare or "", f"guests of {self.evacuation.id} may run here: look"
+        return self._insist(lambda: self.around.manager.retire(spare, reason), attempts)
 
     # -- parts of the way ----------------------------------------------------------------------------------
 
@@ -329,21 +335,34 @@ class EvacuationRun:
             raise CancelledEvacuation(f"no guest of job {evacuation.job} is on {evacuation.host} any more")
         return sorted(found)
 
+    def _note_lease(self, lease: Lease) -> None:
+        """Renew the lease at half its time."""
+        self._renew_at = (time.time() + lease.expires) / 2
+
     def _keep_lease(self) -> None:
-        """See to it that the spare is ours when the guests begin to move, also after a restart."""
+        """See to it that the spare stays ours, also after a restart. Raises CancelledEvacuation if it is lost."""
         evacuation, manager = self.evacuation, self.around.manager
-        if time.time() < self._lease_expires - self.around.limits.expected_migration_s:
+        if time.time() < self._renew_at:
             return
         try:
-            lease = self._ask(lambda: manager.lease(evacuation.id))
+            lease = manager.lease(evacuation.id)
         except ManagerError as error:
             if error.refused:
                 raise CancelledEvacuation(f"the lease of {evacuation.spare} was lost: {error}") from error
             return  # who doesn't answer gives the spare to nobody else either
         if (lease.id, lease.host) != (evacuation.lease, evacuation.spare):
-            evacuation.lease = lease.id  # the one to give back
-            raise CancelledEvacuation(f"the lease of {evacuation.spare} was lost: it had expired")
-        self._lease_expires = lease.expires
+            lost, evacuation.lease = evacuation.spare, lease.id  # the new one is to be given back
+            raise CancelledEvacuation(f"the lease of {lost} was lost: it had expired")
+        self._note_lease(lease)
+
+    def _wait(self, happened: Callable[[], object], until: float = float("inf")) -> None:
+        """Wait until ``happened``, at the latest until that time, and keep the lease meanwhile."""
+        while True:
+            with self.around.changed:
+                wake = max(0.0, min(until, max(self._renew_at, time.time() + 1.0)) - time.time())
+                if self.around.changed.wait_for(happened, timeout=wake) or time.time() >= until:
+                    return
+            self._keep_lease()
 
     def _deadline(self) -> float:
         """When the guests must move, ready or not: before the predicted failure, by the time a move takes."""
@@ -393,15 +412,17 @@ class EvacuationRun:
         evacuation = self.evacuation
         if any(step.name == "committed" and step.done for step in evacuation.steps):
             return True
-        placements = [
-            Placement(m.guest, m.destination, m.cores, m.numa_node) for m in evacuation.migrations if m.state == MOVED
-        ]
+        moved = [m for m in evacuation.migrations if m.state == MOVED]
+        placements = [Placement(m.guest, m.destination, m.cores, m.numa_node) for m in moved]
         self._begin("committed")
-        lease = evacuation.lease
-        if lease is None:
-            return False
-        if not self._insist(lambda: self.around.manager.commit(lease, placements), attempts):
-            return False
+        try:
+            if not self._insist(lambda: self.around.manager.commit(evacuation.lease or "none", placements), attempts):
+                return False
+        except FailedEvacuation:
+            # the lease ends with the commit: its answer may have been lost, or written down no more
+            hosts = {guest.name: guest.host for guest in self.around.cluster.refresh().guests}
+            if any(hosts.get(m.guest) != m.destination for m in moved):
+                raise
         self._done("committed", None)
         return True
 

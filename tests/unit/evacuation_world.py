@@ -58,6 +58,7 @@ class FakeManager:
         self.membership = Membership(1, hosts, guests, [job])
         self.lock = threading.RLock()
         self.leases, self.commits, self.retired, self.given_back = {}, [], {}, []
+        self.lose_answer, self.given_out, self.renewals, self.lease_s = False, 0, 0, 300.0
         self.down, self.refuse, self.spares = False, set(), ["host4", "host5"]
 
     @property
@@ -86,8 +87,11 @@ class FakeManager:
             if held is None:
                 if not self.spares:
                     return httpx.Response(409, json={"detail": "all hosts are in use"})
-                held = Lease(f"lease-{len(self.leases)}", self.spares.pop(0), body["evacuation"], time.time() + 300)
+                self.given_out += 1
+                held = Lease(f"lease-{self.given_out}", self.spares.pop(0), body["evacuation"], 0.0)
                 self.leases[body["evacuation"]] = held
+            held.expires = time.time() + self.lease_s
+            self.renewals += 1
             return httpx.Response(200, json=to_dict(held))
         if path == "/placements":
             return httpx.Response(
@@ -96,10 +100,17 @@ class FakeManager:
         if method == "DELETE":
             return self.give_back(path.split("/")[-1])
         if path.endswith("/commit"):
-            self.commits.append((path.split("/")[2], body["placements"]))
+            held = next((one for one in self.leases.values() if one.id == path.split("/")[2]), None)
+            if held is None:
+                return httpx.Response(404, json={"detail": "no such lease"})
+            del self.leases[held.evacuation]
+            self.commits.append((held.id, body["placements"]))
             for placement in body["placements"]:
                 next(g for g in self.membership.guests if g.name == placement["guest"]).host = placement["host"]
             self.change()
+            if self.lose_answer:
+                self.lose_answer = False
+                raise httpx.ReadTimeout("lost", request=None)
         elif path.endswith("/retire"):
             name = path.split("/")[2]
             self.retired[name] = body["reason"]
