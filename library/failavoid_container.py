@@ -18,7 +18,7 @@ version_added: "0.1.0"
 options:
   state:
     description:
-      - With V(started) the containers run.
+      - With V(started) the containers run, and no others of the testbed.
       - With V(absent) nothing of the testbed is left, declared in O(containers) or not. The image store stays.
     type: str
     choices: [started, absent]
@@ -105,7 +105,7 @@ made:
   elements: str
 removed:
   description: What was removed.
-  returned: with O(state=absent)
+  returned: always
   type: list
   elements: str
 """
@@ -120,18 +120,22 @@ from ansible.module_utils.failavoid.names import InvalidNameError, check_name
 
 
 def started(testbed: containers.Testbed, check: bool) -> Dict[str, Any]:
-    """Start the containers that do not run as declared."""
+    """Start the containers that do not run as declared, remove those that are not declared."""
     due = [c for c in testbed.containers if not containers.is_current(testbed, c)]
+    removed = containers.undeclared(testbed)
     if check:
-        return {"changed": bool(due), "started": [c.name for c in due], "made": []}
+        return {"changed": bool(due or removed), "started": [c.name for c in due], "made": [], "removed": removed}
+    for name in removed:
+        containers.stop(testbed, name)
     made = containers.prepare(testbed)
-    # a new lxcfs does not reach containers that looked at the old one
+    # asked again, because a new lxcfs does not reach containers that looked at the old one
     due = [c for c in testbed.containers if not containers.is_current(testbed, c)]
     for container in due:
         containers.start(testbed, container)
     for container in due:
         containers.await_ready(testbed, container)
-    return {"changed": bool(due or made), "started": [c.name for c in due], "made": made}
+    changed = bool(due or made or removed)
+    return {"changed": changed, "started": [c.name for c in due], "made": made, "removed": removed}
 
 
 def absent(testbed: containers.Testbed, check: bool) -> Dict[str, Any]:
@@ -181,7 +185,8 @@ def main() -> None:
         for container in testbed.containers:
             check_name("host", container.name)
         act = started if params["state"] == "started" else absent
-        result = act(testbed, module.check_mode)
+        with containers.locked():
+            result = act(testbed, module.check_mode)
     except (containers.ContainerError, cgroups.CgroupError, InvalidNameError, ValueError, OSError) as error:
         module.fail_json(msg=f"testbed: {error}")
     module.exit_json(**result)

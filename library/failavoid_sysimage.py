@@ -35,8 +35,8 @@ options:
   state:
     description:
       - With V(published) the image is there and current.
-      - With V(pruned) images and roots that nothing uses are removed. The current image, those in O(keep), and those that
-        an overlay or a guest on this host uses stay.
+      - With V(pruned) images and roots that nothing uses are removed. The current image, those in O(keep), and those
+        that an overlay or a guest on this host uses stay.
     type: str
     choices: [published, pruned]
     default: published
@@ -148,7 +148,7 @@ def publish(store: Store, params: Dict[str, Any], check: bool) -> Dict[str, Any]
     return {**result, "changed": True, "diff": {"before": f"{previous}\n", "after": f"{digest}\n"}}
 
 
-def prune(store: Store, keep: "list[str]", check: bool) -> Dict[str, Any]:
+def prune(store: Store, keep: list[str], check: bool) -> Dict[str, Any]:
     """Remove what nothing uses."""
     if not store.path.is_dir():
         return {"changed": False, "digest": "", "removed": []}

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Dict, List, Set
+from typing import List, Set
 
 MOUNT = Path("/sys/fs/cgroup")
 PARENT = "failavoid"
@@ -46,14 +46,27 @@ def has_memory_limits() -> bool:
     return (MOUNT / "memory" / "memory.limit_in_bytes").exists()
 
 
-def prefix(name: str, memory_bytes: int) -> List[str]:
-    """Return the words to put before a command so that it runs in the group ``name``.
+def start(name: str, command: List[str], log: Path, memory_bytes: int = 0) -> None:
+    """Start ``command`` in the group ``name``, to live on by itself; what it says goes to ``log``.
 
-    ``memory_bytes`` 0 is no limit. Makes the group where systemd does not.
+    It holds none of the caller's files. ``memory_bytes`` 0 is no limit.
     """
+    with log.open("w") as output:
+        subprocess.Popen(
+            [*_prefix(name, log, memory_bytes), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            cwd="/",
+        )
+
+
+def _prefix(name: str, log: Path, memory_bytes: int) -> List[str]:
     if has_systemd():
         words = ["systemd-run", "--quiet", f"--unit={unit(name)}", f"--slice={PARENT}.slice", "--collect"]
         words += ["--property=Delegate=yes", "--property=KillMode=mixed", "--property=TasksMax=infinity"]
+        words += [f"--property=Standard{kind}=append:{log}" for kind in ("Output", "Error")]
         if memory_bytes:
             words += [f"--property=MemoryMax={memory_bytes}", "--property=MemorySwapMax=0"]
         return words
@@ -95,9 +108,7 @@ def _make(name: str, memory_bytes: int) -> List[Path]:
 def set_memory(name: str, memory_bytes: int) -> None:
     """Limit the memory of a group, swap included."""
     if has_systemd():
-        subprocess.run(
-            ["systemctl", "set-property", "--runtime", unit(name), f"MemoryMax={memory_bytes}"], check=True
-        )
+        subprocess.run(["systemctl", "set-property", "--runtime", unit(name), f"MemoryMax={memory_bytes}"], check=True)
     elif (MOUNT / "cgroup.controllers").exists():
         _set(MOUNT / PARENT / name / "memory.max", str(memory_bytes))
         _set(MOUNT / PARENT / name / "memory.swap.max", "0", needed=False)
@@ -110,28 +121,23 @@ def set_memory(name: str, memory_bytes: int) -> None:
             raise CgroupError(f"{group}: the kernel refuses a limit of {memory_bytes} bytes")
 
 
-def memory_limit(name: str) -> int:
-    """Return the memory limit of a group in bytes, 0 when it has none or is not there."""
-    if has_systemd():
-        shown = subprocess.run(
-            ["systemctl", "show", "-P", "MemoryMax", unit(name)], capture_output=True, text=True
-        ).stdout.strip()
-        return int(shown) if shown.isdigit() else 0
-    for path in (
-        MOUNT / PARENT / name / "memory.max",
-        MOUNT / "memory" / PARENT / name / "memory.limit_in_bytes",
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            return int(path.read_text())
-    return 0
-
-
 def _set(path: Path, value: str, needed: bool = True) -> None:
     try:
         path.write_text(value)
     except OSError as error:
         if needed:
             raise CgroupError(f"{path}: can't be set to {value} ({error.strerror})") from error
+
+
+def memory_usage(name: str) -> int:
+    """Return the memory a group uses in bytes, caches included; 0 when it is not there."""
+    places = [hierarchy / PARENT / name for hierarchy in hierarchies()]
+    places += [hierarchy / f"{PARENT}.slice" / unit(name) for hierarchy in hierarchies()]
+    for place in places:
+        for file in ("memory.current", "memory.usage_in_bytes"):
+            with contextlib.suppress(OSError, ValueError):
+                return int((place / file).read_text())
+    return 0
 
 
 def groups() -> List[str]:
@@ -143,9 +149,7 @@ def groups() -> List[str]:
             capture_output=True,
             text=True,
         ).stdout
-        names |= {
-            line.split()[0][len(PARENT) + 1 : -len(".service")] for line in shown.splitlines() if line.strip()
-        }
+        names |= {line.split()[0][len(PARENT) + 1 : -len(".service")] for line in shown.splitlines() if line.strip()}
     for hierarchy in hierarchies():
         names |= {path.name for path in (hierarchy / PARENT).glob("*") if path.is_dir()}
     return sorted(names)
@@ -178,9 +182,7 @@ def remove(name: str, patience_s: float = 15.0) -> None:
             return
         if time.monotonic() > deadline:
             alive = ", ".join(map(str, sorted(processes(name)))) or "none"
-            raise CgroupError(
-                f"control group {left[0]} does not go away (processes: {alive}); look at them with ps"
-            )
+            raise CgroupError(f"control group {left[0]} does not go away (processes: {alive}); look at them with ps")
         time.sleep(0.05)
 
 
@@ -196,8 +198,3 @@ def _remove_folders(root: Path) -> List[Path]:
         with contextlib.suppress(OSError):
             Path(folder).rmdir()
     return [root] if root.exists() else []
-
-
-def summary() -> Dict[str, object]:
-    """Return what this machine offers, for messages."""
-    return {"systemd": has_systemd(), "hierarchies": [str(path) for path in hierarchies()]}

@@ -15,6 +15,7 @@ A host that boots starts from the image afresh, like a diskless node.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -23,9 +24,9 @@ import socket
 import subprocess
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 from . import cgroups
 
@@ -75,6 +76,18 @@ def run(*words: str, check: bool = True) -> str:
 # -- what the containers share -----------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Keep two runs from making or removing hosts at once. Raises ContainerError."""
+    with Path("/run/failavoid-testbed.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ContainerError("another run is making or removing the hosts; wait for it to end") from None
+        yield
+        Path(lock.name).unlink()
+
+
 def prepare(testbed: Testbed) -> List[str]:
     """Make keys, bridge and lxcfs where they are missing. Return what was made."""
     made = []
@@ -90,6 +103,11 @@ def prepare(testbed: Testbed) -> List[str]:
             made.append(f"SSH host key of {container.name}")
     if _write_known_hosts(testbed):
         made.append("known_hosts")
+    for container in testbed.containers:
+        names = testbed.folder(container.name) / "root/etc/hosts"
+        if names.exists() and names.read_text() != _hosts_file(testbed):
+            names.write_text(_hosts_file(testbed))
+            made.append(f"names in {container.name}")
     if not Path("/sys/class/net", testbed.bridge).exists():
         run("ip", "link", "add", testbed.bridge, "type", "bridge", "forward_delay", "0")
         made.append(f"bridge {testbed.bridge}")
@@ -135,20 +153,11 @@ def _start_lxcfs(testbed: Testbed) -> None:
     unmount(folder)
     folder.mkdir(exist_ok=True)
     pid_file = testbed.base / "lxcfs.pid"  # a file of its own: the default belongs to the machine's lxcfs
-    with (testbed.base / "lxcfs.log").open("w") as log:
-        subprocess.Popen(
-            [*cgroups.prefix("lxcfs", 0), "lxcfs", "--enable-loadavg", f"--pidfile={pid_file}", str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd="/",
-        )
+    command = ["lxcfs", "--enable-loadavg", f"--pidfile={pid_file}", str(folder)]
+    cgroups.start("lxcfs", command, testbed.base / "lxcfs.log")
     if not wait_for(lambda: lxcfs_works(testbed), 10):
         tail = (testbed.base / "lxcfs.log").read_text().splitlines()[-3:]
-        raise ContainerError(
-            f"lxcfs does not start: {' / '.join(tail) or 'it says nothing'}. Is /dev/fuse there?"
-        )
+        raise ContainerError(f"lxcfs does not start: {' / '.join(tail) or 'it says nothing'}. Is /dev/fuse there?")
 
 
 # -- a container -------------------------------------------------------------------------------------------
@@ -156,16 +165,12 @@ def _start_lxcfs(testbed: Testbed) -> None:
 
 def leader(testbed: Testbed, name: str) -> Optional[int]:
     """Return the process id of a running container's init, or None."""
-    root = str(testbed.folder(name) / "root")
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if Path(words[0]).name == "systemd-nspawn" and f"--directory={root}" in words:
-                children = (process / "task" / process.name / "children").read_text().split()
-                for child in children:
-                    status = Path("/proc", child, "status").read_text()
-                    if "\nNSpid:" in status and status.split("\nNSpid:")[1].split("\n")[0].split()[-1] == "1":
-                        return int(child)
+    for nspawn in _nspawns(testbed.folder(name)):
+        with contextlib.suppress(OSError):
+            for child in Path(f"/proc/{nspawn}/task/{nspawn}/children").read_text().split():
+                status = Path("/proc", child, "status").read_text()
+                if status.partition("\nNSpid:")[2].partition("\n")[0].split()[-1] == "1":
+                    return int(child)
     return None
 
 
@@ -195,9 +200,7 @@ def sees_own_memory(testbed: Testbed, container: Container) -> bool:
     pid = leader(testbed, container.name)
     if pid is None:
         return False
-    text = run(
-        "nsenter", f"--target={pid}", "--mount", "--pid", "--cgroup", "cat", "/proc/meminfo", check=False
-    )
+    text = run("nsenter", f"--target={pid}", "--mount", "--pid", "--cgroup", "cat", "/proc/meminfo", check=False)
     total = [int(line.split()[1]) for line in text.splitlines() if line.startswith("MemTotal:")]
     return total == [container.memory_mib * 1024]
 
@@ -209,9 +212,7 @@ def start(testbed: Testbed, container: Container) -> None:
     image = (testbed.store / "current").resolve()
     tree = image / "classes" / container.node_class
     if not tree.is_dir():
-        raise ContainerError(
-            f"{container.name}: the image {image.name} has no class {container.node_class!r}"
-        )
+        raise ContainerError(f"{container.name}: the image {image.name} has no class {container.node_class!r}")
     for name in ("root", "upper", "work"):
         (folder / name).mkdir(parents=True)
         (folder / name).chmod(0o755)
@@ -223,7 +224,6 @@ def start(testbed: Testbed, container: Container) -> None:
     if Path("/dev/kvm").exists():
         binds.append("/dev/kvm")
     command = [
-        *cgroups.prefix(container.name, container.memory_mib << 20),
         "systemd-nspawn",
         "--quiet",
         "--boot",
@@ -240,20 +240,20 @@ def start(testbed: Testbed, container: Container) -> None:
         "--system-call-filter=@known",
         *[f"--bind={bind}" for bind in binds],
     ]
-    with (folder / "console.log").open("w") as console:
-        subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True, cwd="/"
-        )
+    cgroups.start(container.name, command, folder / "console.log", container.memory_mib << 20)
     (folder / "settings.json").write_text(json.dumps(settings(testbed, container)))
+
+
+def _hosts_file(testbed: Testbed) -> str:
+    return "127.0.0.1 localhost\n" + "".join(f"{c.address} {c.name}\n" for c in testbed.containers)
 
 
 def _write_upper(testbed: Testbed, container: Container, upper: Path) -> None:
     """Write what an installer would leave on this one machine: names, keys, network, its own /proc."""
-    hosts = "".join(f"{c.address} {c.name}\n" for c in testbed.containers)
     key = testbed.base / "ssh/hosts" / container.name
     files = {
         "etc/hostname": f"{container.name}\n",
-        "etc/hosts": f"127.0.0.1 localhost\n{hosts}",
+        "etc/hosts": _hosts_file(testbed),
         "etc/machine-id": f"{uuid.uuid4().hex}\n",
         "etc/resolv.conf": "# no name server: names are in /etc/hosts\n",
         "etc/ssh/ssh_host_ed25519_key": key.read_text(),
@@ -334,14 +334,20 @@ def answers_ssh(address: str) -> bool:
         return False
 
 
-def wait_for(condition: "object", patience_s: float, pause_s: float = 0.1) -> bool:
+def wait_for(condition: Callable[[], bool], patience_s: float, pause_s: float = 0.1) -> bool:
     """Call ``condition`` until it is true or ``patience_s`` seconds have passed."""
     deadline = time.monotonic() + patience_s
-    while not condition():  # type: ignore[operator]
+    while not condition():
         if time.monotonic() > deadline:
             return False
         time.sleep(pause_s)
     return True
+
+
+def undeclared(testbed: Testbed) -> List[str]:
+    """Return the containers that are there, whole or in part, and are not declared."""
+    there = {path.name for path in (testbed.base / "hosts").glob("*")} | set(cgroups.groups())
+    return sorted(there - {c.name for c in testbed.containers} - {"lxcfs"})
 
 
 def stop(testbed: Testbed, name: str) -> bool:
@@ -353,6 +359,8 @@ def stop(testbed: Testbed, name: str) -> bool:
             os.kill(pid, signal.SIGKILL)
     cgroups.remove(name)
     wait_for(lambda: not _nspawns(folder), 10)
+    if Path("/sys/class/net", f"vb-{name}").exists():
+        run("ip", "link", "delete", f"vb-{name}", check=False)
     unmount(folder)
     if folder.exists():
         shutil.rmtree(folder)
@@ -362,15 +370,17 @@ def stop(testbed: Testbed, name: str) -> bool:
 
 
 def _nspawns(folder: Path) -> List[int]:
-    found = []
+    return [
+        pid
+        for pid, words in _commands()
+        if Path(words[0]).name == "systemd-nspawn" and any(w.startswith(f"--directory={folder}/") for w in words)
+    ]
+
+
+def _commands() -> Iterator[Tuple[int, List[str]]]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if Path(words[0]).name == "systemd-nspawn" and any(
-                word.startswith(f"--directory={folder}/") for word in words
-            ):
-                found.append(int(process.name))
-    return found
+            yield int(process.name), (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
 
 
 def unmount(folder: Path) -> None:
@@ -391,9 +401,7 @@ def unmount(folder: Path) -> None:
 def clean(testbed: Testbed) -> List[str]:
     """Remove everything of the testbed, whatever is left of it. Return what there was."""
     gone = []
-    hosts = testbed.base / "hosts"
-    names = {path.name for path in hosts.glob("*")} | set(cgroups.groups()) - {"lxcfs"}
-    for name in sorted(names):
+    for name in undeclared(replace(testbed, containers=[])):
         if stop(testbed, name):
             gone.append(f"host {name}")
     for pid in _ssh_masters(testbed.base):
@@ -404,6 +412,7 @@ def clean(testbed: Testbed) -> List[str]:
         gone.append("lxcfs")
     unmount(testbed.base)
     cgroups.remove_parent()
+    _remove_traces()
     if Path("/sys/class/net", testbed.bridge, "bridge").exists():
         for port in Path("/sys/class/net", testbed.bridge, "brif").glob("vb-*"):
             run("ip", "link", "delete", port.name, check=False)
@@ -416,10 +425,18 @@ def clean(testbed: Testbed) -> List[str]:
 
 
 def _ssh_masters(base: Path) -> List[int]:
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
+    return [pid for pid, words in _commands() if words[0].startswith(f"ssh: {base}/") and "[mux]" in words[0]]
+
+
+def _remove_traces() -> None:
+    """Remove what systemd-nspawn and lxcfs leave in /run, unless others of their kind still run."""
+    for lock in Path("/run/systemd/nspawn/locks").glob("inode-*"):
+        with contextlib.suppress(OSError), lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.unlink()
+    folders = ["/run/systemd/nspawn/locks", "/run/systemd/nspawn/propagate", "/run/systemd/nspawn"]
+    if not any(Path(words[0]).name == "lxcfs" for _, words in _commands()):
+        folders += ["/run/lxcfs/controllers", "/run/lxcfs/root", "/run/lxcfs"]
+    for folder in folders:
         with contextlib.suppress(OSError):
-            text = (process / "cmdline").read_bytes().decode(errors="replace")
-            if text.startswith(f"ssh: {base}/") and "[mux]" in text:
-                found.append(int(process.name))
-    return found
+            Path(folder).rmdir()

@@ -156,23 +156,21 @@ def _path(value: Any, where: str) -> str:
     return path.lstrip("/")
 
 
-def _keys(data: Any, where: str, needed: "set[str]", optional: "set[str]") -> Dict[str, Any]:
-    data = _mapping(data, where)
-    missing = sorted(needed - set(data))
-    unknown = sorted(set(map(str, data)) - needed - optional)
+def _keys(data: Any, where: str, needed: set[str], optional: set[str]) -> Dict[str, Any]:
+    mapping = _mapping(data, where)
+    missing = sorted(needed - set(mapping))
+    unknown = sorted(set(mapping) - needed - optional)
     if missing:
         raise SysimageError(f"{where}: {missing[0]!r} is missing")
     if unknown:
-        raise SysimageError(
-            f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(needed | optional))}"
-        )
-    return data
+        raise SysimageError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(needed | optional))}")
+    return mapping
 
 
 def _mapping(data: Any, where: str) -> Dict[str, Any]:
     if not isinstance(data, dict):
         raise SysimageError(f"{where}: a mapping is needed, not {type(data).__name__}")
-    return data
+    return {str(key): value for key, value in data.items()}
 
 
 def _strings(data: Any, where: str) -> List[str]:
@@ -187,9 +185,7 @@ def _strings(data: Any, where: str) -> List[str]:
 def root_digest(declaration: Declaration) -> str:
     """Return the digest of the root: of everything declared that determines it."""
     root = declaration.root
-    return _digest(
-        [FORMAT, root.suite, root.serial, root.packages, root.leave_out, _describe_tree(root.tree)]
-    )
+    return _digest([FORMAT, root.suite, root.serial, root.packages, root.leave_out, _describe_tree(root.tree)])
 
 
 def image_digest(declaration: Declaration, staging: Path) -> str:
@@ -306,9 +302,7 @@ def unit_links(unit: str, trees: List[Path]) -> List[Tuple[str, str]]:
             path = tree / folder / unit
             if path.is_file():
                 return _install_links(unit, f"/{folder}/{unit}", path.read_text())
-    raise SysimageError(
-        f"service {unit} is to be enabled, but neither the root nor the class has such a unit"
-    )
+    raise SysimageError(f"service {unit} is to be enabled, but neither the root nor the class has such a unit")
 
 
 def _install_links(unit: str, target: str, text: str) -> List[Tuple[str, str]]:
@@ -335,7 +329,7 @@ def _install_links(unit: str, target: str, text: str) -> List[Tuple[str, str]]:
 class Store:
     """The folder that holds roots and images."""
 
-    def __init__(self, path: "str | Path") -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.staging = self.path / "staging"
 
@@ -434,9 +428,7 @@ class Store:
 
     def _digests(self, kind: str) -> List[str]:
         folder = self.path / kind
-        return (
-            sorted(p.name for p in folder.glob("*") if _DIGEST.fullmatch(p.name)) if folder.is_dir() else []
-        )
+        return sorted(p.name for p in folder.glob("*") if _DIGEST.fullmatch(p.name)) if folder.is_dir() else []
 
 
 def remove_tree(path: Path) -> None:

@@ -106,14 +106,12 @@ def build_root(store: Store, declaration: Declaration, package_cache: Path) -> P
         remove_tree(tree)
     building.chmod(0o755)
     (building / "usr/lib/failavoid").mkdir(parents=True, exist_ok=True)
-    (building / "usr/lib/failavoid/packages.json").write_text(
-        json.dumps(_packages(building), indent=1) + "\n"
-    )
+    (building / "usr/lib/failavoid/packages.json").write_text(json.dumps(_packages(building), indent=1) + "\n")
     building.rename(store.root(digest))
     return store.root(digest)
 
 
-def _packages(root: Path) -> "dict[str, str]":
+def _packages(root: Path) -> dict[str, str]:
     result = subprocess.run(
         ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "-W", "-f", "${Package} ${Version}\n"],
         capture_output=True,
