@@ -39,6 +39,10 @@ options:
     description: This machine's address on the bridge, with the prefix's length.
     type: str
     required: true
+  group:
+    description: The control group (where systemd runs the machine, the slice) that all of the testbed runs in.
+    type: str
+    default: failavoid
   containers:
     description: The containers.
     type: list
@@ -141,7 +145,7 @@ def started(testbed: containers.Testbed, check: bool) -> Dict[str, Any]:
 def absent(testbed: containers.Testbed, check: bool) -> Dict[str, Any]:
     """Remove everything of the testbed."""
     if check:
-        there = testbed.base.exists() or cgroups.groups() or Path("/sys/class/net", testbed.bridge).exists()
+        there = testbed.base.exists() or testbed.groups.groups() or Path("/sys/class/net", testbed.bridge).exists()
         return {"changed": bool(there), "removed": []}
     removed = containers.clean(testbed)
     return {"changed": bool(removed), "removed": removed}
@@ -156,6 +160,7 @@ def main() -> None:
             "store": {"type": "path", "required": True},
             "bridge": {"type": "str", "required": True},
             "address": {"type": "str", "required": True},
+            "group": {"type": "str", "default": "failavoid"},
             "containers": {
                 "type": "list",
                 "elements": "dict",
@@ -181,6 +186,7 @@ def main() -> None:
             address=str(interface.ip),
             prefix=interface.network.prefixlen,
             containers=[containers.Container(**item) for item in params["containers"]],
+            group=params["group"],
         )
         for container in testbed.containers:
             check_name("host", container.name)

@@ -30,6 +30,10 @@ options:
     description: This machine's address on the bridge, with the prefix's length.
     type: str
     required: true
+  group:
+    description: The control group (where systemd runs the machine, the slice) that all of the testbed runs in.
+    type: str
+    default: failavoid
   containers:
     description: The containers, as the module M(failavoid_container) takes them.
     type: list
@@ -88,6 +92,7 @@ def main() -> None:
             "store": {"type": "path", "required": True},
             "bridge": {"type": "str", "required": True},
             "address": {"type": "str", "required": True},
+            "group": {"type": "str", "default": "failavoid"},
             "containers": {"type": "list", "elements": "dict", "required": True},
             "memory_share": {"type": "float", "default": 1.0},
         },
@@ -102,6 +107,7 @@ def main() -> None:
         address=str(interface.ip),
         prefix=interface.network.prefixlen,
         containers=[Container(**item) for item in params["containers"]],
+        group=params["group"],
     )
     found = problems(look(testbed), testbed, params["memory_share"])
     if found:

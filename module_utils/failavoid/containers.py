@@ -58,6 +58,12 @@ class Testbed:
     address: str
     prefix: int
     containers: List[Container] = field(default_factory=list)
+    group: str = "failavoid"  # the control group, or slice, that all of it runs in
+
+    @property
+    def groups(self) -> cgroups.Groups:
+        """The control groups of the testbed."""
+        return cgroups.Groups(self.group)
 
     def folder(self, name: str) -> Path:
         """Return where a container's files are."""
@@ -154,7 +160,7 @@ def _start_lxcfs(testbed: Testbed) -> None:
     folder.mkdir(exist_ok=True)
     pid_file = testbed.base / "lxcfs.pid"  # a file of its own: the default belongs to the machine's lxcfs
     command = ["lxcfs", "--enable-loadavg", f"--pidfile={pid_file}", str(folder)]
-    cgroups.start("lxcfs", command, testbed.base / "lxcfs.log")
+    testbed.groups.start("lxcfs", command, testbed.base / "lxcfs.log")
     if not wait_for(lambda: lxcfs_works(testbed), 10):
         tail = (testbed.base / "lxcfs.log").read_text().splitlines()[-3:]
         raise ContainerError(f"lxcfs does not start: {' / '.join(tail) or 'it says nothing'}. Is /dev/fuse there?")
@@ -240,7 +246,7 @@ def start(testbed: Testbed, container: Container) -> None:
         "--system-call-filter=@known",
         *[f"--bind={bind}" for bind in binds],
     ]
-    cgroups.start(container.name, command, folder / "console.log", container.memory_mib << 20)
+    testbed.groups.start(container.name, command, folder / "console.log", container.memory_mib << 20)
     (folder / "settings.json").write_text(json.dumps(settings(testbed, container)))
 
 
@@ -346,18 +352,18 @@ def wait_for(condition: Callable[[], bool], patience_s: float, pause_s: float = 
 
 def undeclared(testbed: Testbed) -> List[str]:
     """Return the containers that are there, whole or in part, and are not declared."""
-    there = {path.name for path in (testbed.base / "hosts").glob("*")} | set(cgroups.groups())
+    there = {path.name for path in (testbed.base / "hosts").glob("*")} | set(testbed.groups.groups())
     return sorted(there - {c.name for c in testbed.containers} - {"lxcfs"})
 
 
 def stop(testbed: Testbed, name: str) -> bool:
     """End a container at once and remove its files, whatever is left of it. Return whether there was anything."""
     folder = testbed.folder(name)
-    there = folder.exists() or name in cgroups.groups()
+    there = folder.exists() or name in testbed.groups.groups()
     for pid in _nspawns(folder):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    cgroups.remove(name)
+    testbed.groups.remove(name)
     wait_for(lambda: not _nspawns(folder), 10)
     if Path("/sys/class/net", f"vb-{name}").exists():
         run("ip", "link", "delete", f"vb-{name}", check=False)
@@ -407,11 +413,11 @@ def clean(testbed: Testbed) -> List[str]:
     for pid in _ssh_masters(testbed.base):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-    if "lxcfs" in cgroups.groups():
-        cgroups.remove("lxcfs")
+    if "lxcfs" in testbed.groups.groups():
+        testbed.groups.remove("lxcfs")
         gone.append("lxcfs")
     unmount(testbed.base)
-    cgroups.remove_parent()
+    testbed.groups.remove_parent()
     _remove_traces()
     if Path("/sys/class/net", testbed.bridge, "bridge").exists():
         for port in Path("/sys/class/net", testbed.bridge, "brif").glob("vb-*"):

@@ -54,7 +54,7 @@ def look(testbed: Testbed) -> Facts:
         system=_system(),
         missing_programs=[name for name in PROGRAMS if shutil.which(name) is None],
         missing_features=_missing_features() if os.geteuid() == 0 else [],
-        memory_mib=_memory_mib(),
+        memory_mib=_memory_mib(testbed.groups),
         disk_mib={str(folder): _free_mib(folder) for folder in (testbed.base, testbed.store)},
         routes=_routes(),
         devices=_devices(),
@@ -181,12 +181,12 @@ def _missing_features() -> List[str]:
     return found
 
 
-def _memory_mib() -> int:
+def _memory_mib(groups: cgroups.Groups) -> int:
     figures = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
         key, _, value = line.partition(":")
         figures[key] = int(value.split()[0]) // 1024
-    own = sum(cgroups.memory_usage(name) for name in cgroups.groups()) >> 20
+    own = sum(groups.memory_usage(name) for name in groups.groups()) >> 20
     return min(figures["MemTotal"], figures["MemAvailable"] + own)
 
 
