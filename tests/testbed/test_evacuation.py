@@ -1,0 +1,136 @@
+"""Evacuations on real hosts: guests of a running MPI job move, ranks wait and go on, the result is right."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from failavoid.demo.job import RunningJob, start_job
+from failavoid.demo.observe import Services, wait_until
+from failavoid.demo.scale import SCALES, Growth
+from failavoid.demo.site import Site
+from failavoid.shared.messages import Evacuation, from_dict
+
+WAY = ["alarm", "leased", "noticed", "gathered", "migrating", "verified", "released", "retired"]
+TWO_HOSTS = replace(SCALES["default"], hosts_in_use=2, guests_per_host=1, guest_memory_mb=288)
+A_MINUTE = Growth(start_mb=10, rate_mb_s=0.5, limit_mb=40, hold_s=5)
+BOOT_S, MOVE_S = 300.0, 240.0
+
+
+@pytest.fixture
+def job(site: Site, services: Services) -> RunningJob:
+    """An MPI job on two hosts that computes for a minute; its hosts are in service again afterwards."""
+    job = start_job(site, TWO_HOSTS, "moves", "migrate", A_MINUTE, print)
+    assert job.wait_for("start_mb", BOOT_S) or job.wait_for("rank", 1), "the application did not start"
+    yield job
+    job.end()
+    for host in services.membership().hosts:
+        if host.pool == "defunct":
+            services.restore(host.name)
+
+
+def running_job(services: Services) -> str:
+    return next(job.id for job in services.membership().jobs if job.state == "running")
+
+
+def host_of(services: Services, job: str) -> str:
+    return sorted(guest.host for guest in services.membership().guests if guest.job == job)[0]
+
+
+def order(services: Services, host: str) -> str:
+    answer = services.controller.post("/evacuations", json={"host": host, "reason": "a test"})
+    answer.raise_for_status()
+    return str(answer.json()["id"])
+
+
+def evacuation(services: Services, name: str) -> Evacuation:
+    return from_dict(Evacuation, services.controller.get(f"/evacuations/{name}").json())
+
+
+def ended(services: Services, name: str) -> Evacuation:
+    assert wait_until(lambda: evacuation(services, name).state in ("RETIRED", "CANCELLED", "FAILED"), MOVE_S)
+    return evacuation(services, name)
+
+
+def pool(services: Services, host: str) -> str:
+    return next(known.pool for known in services.membership().hosts if known.name == host)
+
+
+def test_a_jobs_guests_leave_a_host_while_its_ranks_wait(site, services, job):
+    ident = running_job(services)
+    source = host_of(services, ident)
+    before = {guest.name: guest.host for guest in services.membership().guests if guest.job == ident}
+    told = ended(services, order(services, source))
+    assert (told.state, told.error) == ("RETIRED", "")
+
+    steps = {step.name: step for step in told.steps}
+    assert [steps[name].done for name in WAY] == sorted(steps[name].done for name in WAY)
+    assert steps["gathered"].detail == "1 of 1 guests ready"
+    assert steps["released"].detail == "1 of 1 guests resumed"
+    assert steps["prepare_destination"].done <= steps["migrating"].done
+
+    (moved,) = told.migrations
+    assert before[moved.guest] == source
+    assert (moved.state, moved.pin_verified) == ("moved", True)
+    assert moved.bytes > 0
+    assert moved.downtime_ms > 0
+    after = {guest.name: guest.host for guest in services.membership().guests if guest.job == ident}
+    assert after == {**before, moved.guest: told.spare}
+    assert moved.guest in site.run(str(told.spare), "virsh", "list", "--name")
+    assert moved.guest not in site.run(source, "virsh", "list", "--all", "--name")
+    assert pool(services, source) == "defunct"
+    assert pool(services, str(told.spare)) == "allocated"
+
+    assert job.wait(MOVE_S) == 0
+    assert job.said("RESULT correct")
+
+
+def test_a_restart_of_the_controller_does_not_stop_a_move(site, services, job):
+    source = host_of(services, running_job(services))
+    name = order(services, source)
+    assert wait_until(lambda: evacuation(services, name).state == "MIGRATING", MOVE_S, interval=0.05)
+    site.run(site.head, "systemctl", "restart", "failavoid-controller")
+    assert wait_until(lambda: answers(services.controller), 30)
+    told = ended(services, name)
+    assert (told.state, told.error) == ("RETIRED", "")
+    assert job.wait(MOVE_S) == 0
+    assert job.said("RESULT correct")
+
+
+def answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/evacuations").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_an_evacuation_that_is_cancelled_leaves_everything_as_it_was(site, services, job):
+    ident = running_job(services)
+    source = host_of(services, ident)
+    before = services.membership()
+    # with its agent stopped the guest can't report, so the guests wait at the gate
+    guest = next(guest for guest in before.guests if guest.job == ident and guest.host == source)
+    pause(site, source, guest.name, "suspend")
+    try:
+        name = order(services, source)
+        assert wait_until(lambda: evacuation(services, name).state == "NOTICED", 60, interval=0.1)
+        services.controller.post(f"/evacuations/{name}/cancel").raise_for_status()
+        told = ended(services, name)
+    finally:
+        pause(site, source, guest.name, "resume")
+    assert told.state == "CANCELLED"
+    assert told.error.startswith("cancelled by operator")
+    after = services.membership()
+    assert {g.name: g.host for g in after.guests} == {g.name: g.host for g in before.guests}
+    assert pool(services, str(told.spare)) == "free"
+    assert guest.name not in site.run(str(told.spare), "ls", "/var/lib/failavoid/guests", check=False)
+    assert job.wait(MOVE_S) == 0
+    assert job.said("RESULT correct")
+
+
+def pause(site: Site, host: str, guest: str, how: str) -> None:
+    site.run(host, "virsh", how, guest)
+    time.sleep(0.5)
