@@ -61,6 +61,8 @@ class Root:
     """What determines the root: change ``serial`` to fetch the packages' newest versions."""
 
     suite: str
+    kernel: str
+    initrd_modules: List[str]
     packages: List[str]
     serial: int
     leave_out: List[str]
@@ -96,7 +98,12 @@ def parse_declaration(data: Any, sources: Dict[str, str]) -> Declaration:
     Raises SysimageError that names the key at fault.
     """
     data = _keys(data, "the declaration", {"root", "classes"}, set())
-    root = _keys(data["root"], "root", {"suite", "packages"}, {"serial", "leave_out", "files", "links"})
+    root = _keys(
+        data["root"],
+        "root",
+        {"suite", "kernel", "initrd_modules", "packages"},
+        {"serial", "leave_out", "files", "links"},
+    )
     classes: Dict[str, NodeClass] = {}
     for name, value in _mapping(data["classes"], "classes").items():
         where = f"classes.{name}"
@@ -117,6 +124,8 @@ def parse_declaration(data: Any, sources: Dict[str, str]) -> Declaration:
     return Declaration(
         Root(
             suite=str(root["suite"]),
+            kernel=str(root["kernel"]),
+            initrd_modules=_strings(root["initrd_modules"], "root.initrd_modules"),
             packages=sorted(set(_strings(root["packages"], "root.packages"))),
             serial=int(root.get("serial", 1)),
             leave_out=sorted(_strings(root.get("leave_out", []), "root.leave_out")),
@@ -185,7 +194,8 @@ def _strings(data: Any, where: str) -> List[str]:
 def root_digest(declaration: Declaration) -> str:
     """Return the digest of the root: of everything declared that determines it."""
     root = declaration.root
-    return _digest([FORMAT, root.suite, root.serial, root.packages, root.leave_out, _describe_tree(root.tree)])
+    parts = [root.suite, root.serial, root.kernel, root.initrd_modules, root.packages, root.leave_out]
+    return _digest([FORMAT, parts, _describe_tree(root.tree)])
 
 
 def image_digest(declaration: Declaration, staging: Path) -> str:

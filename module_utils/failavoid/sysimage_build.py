@@ -74,7 +74,8 @@ def build_root(store: Store, declaration: Declaration, package_cache: Path) -> P
     tree.mkdir(mode=0o755)
     write_tree(root.tree, tree)
     quoted = shlex.quote(str(archives))
-    command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(root.packages)}"]
+    modules = shlex.join(root.initrd_modules)
+    command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join([*root.packages, f'linux-image-{root.kernel}'])}"]
     command += [f"--aptopt={line}" for line in apt_options()]
     command += [f"--dpkgopt=path-exclude={pattern}" for pattern in root.leave_out]
     command += [
@@ -84,7 +85,7 @@ def build_root(store: Store, declaration: Declaration, package_cache: Path) -> P
         # before any package is configured: the kernel's package makes the initramfs with these
         f'--extract-hook=cp -a --no-preserve=ownership {shlex.quote(str(tree))}/. "$1/"',
         f'--customize-hook=find "$1/var/cache/apt/archives" -maxdepth 1 -name "*.deb" -exec cp -a -t {quoted} {{}} +',
-        f'--customize-hook=chroot "$1" {_LIB}/make-initrd {_LIB}/initrd-modules {_LIB}/initrd-init /boot/initrd.img',
+        f'--customize-hook=chroot "$1" {_LIB}/make-initrd {_LIB}/initrd-init /boot/initrd.img {modules}',
         f"--customize-hook={_CLEAN}",
         root.suite,
         str(building),
