@@ -151,9 +151,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    project, requirements, cache = (
-        Path(module.params[name]) for name in ("project", "requirements", "cache")
-    )
+    project, requirements, cache = (Path(module.params[name]) for name in ("project", "requirements", "cache"))
     python_version = module.params["python_version"]
     digest = source_digest(project, requirements, python_version)
     bundle = cache / f"bundle-{digest}.tar"

@@ -32,9 +32,9 @@ options:
   guests:
     description:
       - The guests, each with its C(name).
-      - V(present) needs C(uuid), C(memory_kb), C(cores), C(numa_node), C(mac), C(address), C(kernel), C(initrd)
+      - V(present) needs C(uuid), C(memory_kb), C(cores), C(numa_node), C(address), C(kernel), C(initrd)
         and C(cmdline), and takes C(vcpus), C(image) and C(user). V(arrived) needs C(cores) and C(numa_node).
-        V(expected) takes C(boot_files). V(absent) takes C(uuid), and removes no other guest of that name.
+        V(expected) needs C(address), and takes C(boot_files). V(absent) takes C(uuid), and removes no other guest of that name.
     type: list
     elements: dict
     default: []
@@ -53,10 +53,6 @@ options:
     description: The bridge the guests' interfaces join.
     type: str
     default: br0
-  network_filter:
-    description: Libvirt's network filter that keeps a guest to its own addresses. Empty for none.
-    type: str
-    default: clean-traffic
   machine:
     description: QEMU's machine type. The same on all hosts of a pool.
     type: str
@@ -141,11 +137,13 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.failavoid import guests as guests_here
 from ansible.module_utils.failavoid.domain_xml import GuestSpec, HostSettings
 from ansible.module_utils.failavoid.guest_state import GuestLockedError
+from ansible.module_utils.failavoid.taps import TapError
 from ansible.module_utils.failavoid.names import InvalidNameError, check_name
 
 HOST_FACTS = Path("/etc/failavoid/host.json")
 NEEDED = {
-    "present": ("uuid", "memory_kb", "cores", "numa_node", "mac", "address", "kernel", "initrd", "cmdline"),
+    "present": ("uuid", "memory_kb", "cores", "numa_node", "address", "kernel", "initrd", "cmdline"),
+    "expected": ("address",),
     "arrived": ("cores", "numa_node"),
 }
 
@@ -179,7 +177,6 @@ def act(params: Dict[str, Any], connection: Any) -> Callable[[Dict[str, Any]], D
             bridge=params["bridge"],
             machine=params["machine"],
             cpu_model=params["cpu_model"],
-            network_filter=params["network_filter"],
             translation_cache_mib=params["translation_cache_mib"],
         )
         known = set(GuestSpec.__dataclass_fields__)
@@ -196,7 +193,7 @@ def act(params: Dict[str, Any], connection: Any) -> Callable[[Dict[str, Any]], D
         )
     if state == "expected":
         return lambda guest: guests_here.expect(
-            connection, guest["name"], guest.get("boot_files", []), params["bridge"]
+            connection, guest["name"], guest["address"], guest.get("boot_files", []), params["bridge"]
         )
     if state == "arrived":
         return lambda guest: guests_here.arrived(
@@ -249,7 +246,6 @@ def main() -> None:
             "identities": {"type": "str", "default": "{}", "no_log": True},
             "domain_type": {"type": "str", "default": "auto", "choices": ["auto", "kvm", "qemu"]},
             "bridge": {"type": "str", "default": "br0"},
-            "network_filter": {"type": "str", "default": "clean-traffic"},
             "machine": {"type": "str", "default": "q35"},
             "cpu_model": {"type": "str", "default": ""},
             "translation_cache_mib": {"type": "int", "default": 64},
@@ -279,7 +275,7 @@ def main() -> None:
     def attempt(guest: Dict[str, Any]) -> None:
         try:
             results.append(one(guest))
-        except (guests_here.GuestError, GuestLockedError, OSError) as error:
+        except (guests_here.GuestError, GuestLockedError, TapError, OSError) as error:
             errors.append(f"{here}: {error}")
         except Exception as error:  # libvirt's errors, whose class is known only on hosts
             errors.append(f"{here}: guest {guest['name']}: {error}")

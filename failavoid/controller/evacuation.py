@@ -168,7 +168,8 @@ class EvacuationRun:
             raise CancelledEvacuation(f"the resource manager placed no {', '.join(sorted(missing))}")
         with self.around.changed:
             evacuation.migrations = [
-                Migration(p.guest, evacuation.host, p.host, p.cores, p.numa_node) for p in placements
+                Migration(p.guest, evacuation.host, p.host, p.cores, p.numa_node, address=self._address_of(p.guest))
+                for p in placements
             ]
         self._done("leased", "LEASED", f"{lease.host} for {', '.join(affected)}")
 
@@ -235,6 +236,10 @@ class EvacuationRun:
         if removed:
             words += f"; the job ended meanwhile, and with it {', '.join(removed)}"
         self._done("verified", "VERIFIED", words)
+
+    def _address_of(self, guest: str) -> str:
+        known = self.around.cluster.guest(guest)
+        return known.address if known else ""
 
     def _release(self) -> None:
         # Before the ranks run: a job that ends right away is then cleaned up where its guests are.

@@ -17,7 +17,9 @@ PLAYBOOK = "migrate.yml"
 Cancelled = Callable[[], bool]
 MigrateGuests = Callable[[Evacuation, dict[str, Host], Cancelled], PlaybookResult]
 
-_REPORTED = [f.name for f in dataclasses.fields(Migration) if f.name not in ("guest", "source", "destination")]
+_REPORTED = [
+    f.name for f in dataclasses.fields(Migration) if f.name not in ("guest", "source", "destination", "address")
+]
 
 
 @dataclass
@@ -49,6 +51,7 @@ def variables(evacuation: Evacuation, hosts: dict[str, Host], gate: str) -> dict
         "migrate_guests": [
             {
                 "name": check_name("guest", migration.guest),
+                "address": _check_address(migration.address),
                 "source": check_name("host", migration.source),
                 "destination": check_name("host", migration.destination),
                 "destination_address": _check_address(hosts[migration.destination].address),
@@ -63,7 +66,7 @@ def variables(evacuation: Evacuation, hosts: dict[str, Host], gate: str) -> dict
 
 def _check_address(address: str) -> str:
     if not address or not all(letter.isalnum() or letter in ".:-" for letter in address):
-        raise ValueError(f"host address {address!r} is not allowed: use an IP address or a name")
+        raise ValueError(f"address {address!r} is not allowed: use an IP address or a name")
     return address
 
 

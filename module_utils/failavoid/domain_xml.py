@@ -9,6 +9,8 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
+from . import taps
+
 IDENTITY_ENTRY = "opt/failavoid/identity"
 
 
@@ -21,7 +23,6 @@ class GuestSpec:
     memory_kb: int
     cores: List[int]
     numa_node: int
-    mac: str
     address: str
     kernel: str
     initrd: str
@@ -40,7 +41,6 @@ class HostSettings:
     bridge: str = "br0"
     machine: str = "q35"
     cpu_model: str = ""
-    network_filter: str = "clean-traffic"
     translation_cache_mib: int = 64
     emulator_cores: Optional[List[int]] = None
 
@@ -72,12 +72,10 @@ def guest_xml(spec: GuestSpec, host: HostSettings, state_dir: str) -> str:
         _text(domain, event, action)
     devices = ET.SubElement(domain, "devices")
     interface = ET.SubElement(devices, "interface", type="bridge")
-    ET.SubElement(interface, "mac", address=spec.mac)
+    ET.SubElement(interface, "mac", address=taps.hardware_address(spec.address))
     ET.SubElement(interface, "source", bridge=host.bridge)
+    ET.SubElement(interface, "target", dev=taps.tap_name(spec.address))
     ET.SubElement(interface, "model", type="virtio")
-    if host.network_filter:
-        reference = ET.SubElement(interface, "filterref", filter=host.network_filter)
-        ET.SubElement(reference, "parameter", name="IP", value=spec.address)
     serial = ET.SubElement(devices, "serial", type="file")
     ET.SubElement(serial, "source", path=f"{state_dir}/console.log", append="on")
     # memory that the guest has freed goes back to the host

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from . import domain_xml, guest_state, pinning
+from . import domain_xml, guest_state, pinning, taps
 
 try:
     import libvirt
@@ -81,14 +81,24 @@ def start(
         guest_state.write_private(path / "identity.json", json.dumps(spec.identity), guest_state.QEMU_USER)
         xml = domain_xml.guest_xml(spec, host, str(path))
         guest_state.write_private(path / "domain.xml", xml)
+        taps.allow(spec.address)
         began = time.time()
         try:
             connection.createXML(xml)
         except libvirt.libvirtError as error:
             guest_state.remove(path)
+            taps.forbid(spec.address)
             raise GuestError(f"guest {spec.name} could not be started: {error}") from error
         set_oom_score(spec.name, oom_score_adj)
-        guest_state.note(path, guest=spec.name, uuid=spec.uuid, state="booting", image=spec.image, user=spec.user)
+        guest_state.note(
+            path,
+            guest=spec.name,
+            uuid=spec.uuid,
+            state="booting",
+            address=spec.address,
+            image=spec.image,
+            user=spec.user,
+        )
         try:
             await_console(spec.name, console, boot_timeout)
         except GuestError:
@@ -173,15 +183,15 @@ def verify(name: str, cores: List[int], numa_node: int, vcpus: int) -> Dict[str,
     }
 
 
-def expect(connection: Any, name: str, xml_boot_files: List[str], bridge: str) -> Dict[str, Any]:
-    """Prepare this host to receive a guest: directory, boot files, bridge. Raises GuestError."""
+def expect(connection: Any, name: str, address: str, boot_files: List[str], bridge: str) -> Dict[str, Any]:
+    """Prepare this host to receive a guest: directory, boot files, bridge, tap. Raises GuestError."""
     with guest_state.locked(name, "prepare for its arrival") as path:
         if find(connection, name) is not None:
             state = guest_state.read(path) or {}
             if state.get("state") == "expected":  # the move is under way: asked again after a restart
                 return {"guest": name, "state": "expected", "changed": False}
             raise GuestError(f"a guest named {name} is on this host already: nothing is prepared over it")
-        for file in xml_boot_files:
+        for file in boot_files:
             if not Path(file).exists():
                 raise GuestError(f"guest {name} boots {file}, which is not on this host: run the role 'guest'")
         if not Path(f"/sys/class/net/{bridge}/bridge").is_dir():
@@ -189,7 +199,8 @@ def expect(connection: Any, name: str, xml_boot_files: List[str], bridge: str) -
         # QEMU opens the file when it starts; the guest read it when it booted: its secret need not travel
         guest_state.write_private(path / "identity.json", "{}", guest_state.QEMU_USER)
         (path / "console.log").touch(mode=0o600)
-        guest_state.note(path, guest=name, state="expected")
+        taps.allow(address)
+        guest_state.note(path, guest=name, state="expected", address=address)
     return {"guest": name, "state": "expected", "changed": True}
 
 
@@ -215,8 +226,16 @@ def not_expected(connection: Any, name: str) -> bool:
     state = guest_state.read(path)
     if state is None or state.get("state") != "expected" or find(connection, name) is not None:
         return False
-    guest_state.remove(path)
+    forget(path)
     return True
+
+
+def forget(path: Path) -> None:
+    """Remove what this host keeps of a guest that is not on it any more: state directory, secret, its tap's right."""
+    address = (guest_state.read(path) or {}).get("address")
+    if address:
+        taps.forbid(address)
+    guest_state.remove(path)
 
 
 def end(connection: Any, name: str, uuid: str = "") -> bool:
@@ -230,7 +249,7 @@ def end(connection: Any, name: str, uuid: str = "") -> bool:
             if uuid and domain.UUIDString() != uuid:
                 raise GuestError(f"guest {name} on this host has UUID {domain.UUIDString()}, not {uuid}: not removed")
             domain.destroy()
-        guest_state.remove(path)
+        forget(path)
     return True
 
 

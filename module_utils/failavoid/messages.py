@@ -220,6 +220,7 @@ class Migration:
     iterations: Optional[int] = None
     pin_verified: Optional[bool] = None
     error: str = ""
+    address: str = ""  # the guest's: its tap on the destination may speak with it
 
 
 @dataclass

@@ -259,7 +259,7 @@ def _settle(connection: Any, move: Move, path: Path) -> None:
     if there and not here:
         move.state, move.error = "moved", ""
         _statistics(peer, move)
-        guest_state.remove(path)
+        guests.forget(path)
     elif here and not there:
         if move.state == "running":
             move.state = "failed"

@@ -23,7 +23,5 @@ def check_name(kind: str, name: str) -> str:
     Raises InvalidNameError otherwise.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InvalidNameError(
-            f"{kind} name {name!r} is not allowed: use 1 to 63 of the characters a-z, 0-9 and '-'"
-        )
+        raise InvalidNameError(f"{kind} name {name!r} is not allowed: use 1 to 63 of the characters a-z, 0-9 and '-'")
     return name

@@ -75,7 +75,12 @@ def build_root(store: Store, declaration: Declaration, package_cache: Path) -> P
     write_tree(root.tree, tree)
     quoted = shlex.quote(str(archives))
     modules = shlex.join(root.initrd_modules)
-    command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join([*root.packages, f'linux-image-{root.kernel}'])}"]
+    command = [
+        "mmdebstrap",
+        "--mode=root",
+        "--variant=minbase",
+        f"--include={','.join([*root.packages, f'linux-image-{root.kernel}'])}",
+    ]
     command += [f"--aptopt={line}" for line in apt_options()]
     command += [f"--dpkgopt=path-exclude={pattern}" for pattern in root.leave_out]
     command += [

@@ -281,12 +281,14 @@ def test_a_bad_setting_is_refused_by_name(tmp_path, text, complaint):
 
 def test_the_playbook_is_given_checked_words_only():
     hosts = {"host4": Host("host4", "10.0.0.4")}
-    evacuation = Evacuation("e-1", "host1", "job-1", "NOTICED", migrations=[Migration("g1", "host1", "host4", [2], 1)])
+    move = Migration("g1", "host1", "host4", [2], 1, address="10.0.1.1")
+    evacuation = Evacuation("e-1", "host1", "job-1", "NOTICED", migrations=[move])
     assert variables(evacuation, hosts, "http://10.0.0.1:7413") == {
         "evacuation": "e-1",
         "migrate_guests": [
             {
                 "name": "g1",
+                "address": "10.0.1.1",
                 "source": "host1",
                 "destination": "host4",
                 "destination_address": "10.0.0.4",
