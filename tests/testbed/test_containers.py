@@ -29,13 +29,13 @@ def module(**words):
     done = subprocess.run(
         [ANSIBLE, "-i", "localhost,", "-c", "local", "localhost", "-m", "failavoid_container", "-a", arguments],
         cwd=PROJECT,
-        env={**os.environ, "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1", "ANSIBLE_STDOUT_CALLBACK": "json"},
+        env={**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json", "ANSIBLE_NOCOLOR": "1"},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    return json.loads(done.stdout)["plays"][0]["tasks"][0]["hosts"]["localhost"]
+    return json.loads(done.stdout.partition(" => ")[2])
 
 
 def traces():
