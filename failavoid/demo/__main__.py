@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from failavoid.demo.demonstration import run_demonstration
-
 from failavoid.demo.deploy import PlaybookError
 from failavoid.demo.runs import DemonstrationError
 from failavoid.demo.scale import SCALES

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from typing import Any
 
 from failavoid.demo.deploy import run_playbook
-from failavoid.demo.observe import Services, connect
+from failavoid.demo.observe import connect
 from failavoid.demo.progress import Progress
-from failavoid.demo.runs import Run, perform
+from failavoid.demo.record import make_record
+from failavoid.demo.report import write_report
+from failavoid.demo.runs import Run, calm_down, perform
 from failavoid.demo.scale import Scale
-from failavoid.demo.site import Site, read_inventory
+from failavoid.demo.site import read_inventory
 
 TESTBED = "the testbed's hosts"
 SYSTEM = "the system on them"
@@ -19,12 +21,11 @@ REPORT = "the report"
 
 
 def run_demonstration(project: Path, scale: Scale, testbed_only: bool) -> int:
-    """Make the testbed, do the runs, write the report; returns the exit status.
+    """Make the testbed, do the runs, write the report; returns the exit status: 0 if all went as it should.
 
     Raises PlaybookError, DemonstrationError or CommandError, whose words are for the person at the terminal.
     """
-    plan = [TESTBED, SYSTEM, *(() if testbed_only else (*RUNS, REPORT))]
-    progress = Progress(plan)
+    progress = Progress([TESTBED, SYSTEM, *(() if testbed_only else (*RUNS, REPORT))])
     inventory = project / "inventories" / scale.inventory
     logs = project / "build" / "logs"
     with progress.step(TESTBED):
@@ -35,4 +36,48 @@ def run_demonstration(project: Path, scale: Scale, testbed_only: bool) -> int:
     if testbed_only:
         return 0
     site = read_inventory(inventory)
-    return 0
+    services = connect(site)
+    runs: list[Run] = []
+    for name, policy, growth, with_hog in (
+        ("control", "off", scale.growth, True),
+        ("protected", "migrate", scale.growth, True),
+        ("memory_hog_application", "migrate", scale.hog_growth, False),
+    ):
+        with progress.step(name):
+            runs.append(perform(site, services, progress, scale, name, policy, growth, with_hog))
+    with progress.step(REPORT):
+        calm_down(site, services, progress)
+        record = make_record(site, scale, runs, _wall(progress))
+        report = write_report(record, project / "build" / "demo")
+    return tell(report, project / "build" / "demo")
+
+
+def _wall(progress: Progress) -> dict[str, float]:
+    """Seconds by what the report calls the parts."""
+    seconds = progress.seconds
+    return {"testbed": seconds[TESTBED] + seconds[SYSTEM], **{name: seconds[name] for name in RUNS}}
+
+
+def tell(report: dict[str, Any], folder: Path) -> int:
+    """Print the outcome; 0 if each run ended as it should."""
+    control, protected, hog = report["control"], report["protected"], report["memory_hog_application"]
+    released = (protected["timeline_s"] or {}).get("released")
+    expected = {
+        f"control: the job died with its guests ({control['guests_lost']} lost, cause {control['cause']})": (
+            not control["job_completed"] and control["cause"] == "oom"
+        ),
+        f"protected: moved from {protected['failed_host']} to {protected['spare']}, ranks released after {released} s, "
+        "the job completed with the right result": (
+            protected["job_completed"] and protected["result_correct"] and protected["failed_host_pool"] == "defunct"
+        ),
+        f"memory hog application: {hog['evacuations']} evacuations, the job completed": (
+            hog["job_completed"] and hog["evacuations"] == 0
+        ),
+    }
+    print()
+    for words, as_expected in expected.items():
+        print(f"  {'as it should be' if as_expected else 'NOT as it should be'}   {words}")
+    for note in report["notes"]:
+        print(f"  note   {note}")
+    print(f"\nThe report: {folder / 'report.html'}")
+    return 0 if all(expected.values()) else 1

@@ -29,9 +29,7 @@ class Progress:
         self._number = self._plan.index(name) + 1
         following = self._plan[self._number] if self._number < len(self._plan) else "nothing"
         head = f"[{time.monotonic() - self._began:6.1f} s]"
-        print(
-            f"{head} {self._number}/{len(self._plan)} {name} (next: {following})", file=self._out, flush=True
-        )
+        print(f"{head} {self._number}/{len(self._plan)} {name} (next: {following})", file=self._out, flush=True)
         began = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - began

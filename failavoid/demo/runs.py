@@ -24,6 +24,14 @@ class DemonstrationError(Exception):
 
 
 @dataclass
+class Line:
+    """A line the job printed, and when."""
+
+    time: float
+    text: str
+
+
+@dataclass
 class Run:
     """What was seen of one run. Times are seconds since the epoch."""
 
@@ -34,7 +42,7 @@ class Run:
     exit_status: int | None = None
     failing_host: str | None = None
     hog_remained: bool | None = None
-    output: list[tuple[float, str]] = field(default_factory=list)
+    output: list[Line] = field(default_factory=list)
     oom_lines: list[str] = field(default_factory=list)
     guests_lost: list[str] = field(default_factory=list)
     events: dict[str, float] = field(default_factory=dict)  # what happened -> when
@@ -52,7 +60,7 @@ class Run:
     @property
     def result_correct(self) -> bool:
         """Whether the program said that its result is the right one."""
-        return any("RESULT correct" in line for _, line in self.output)
+        return any("RESULT correct" in line.text for line in self.output)
 
 
 def perform(
@@ -93,14 +101,12 @@ def perform(
         job.end()
     run.exit_status = job.process.returncode
     run.ended = time.time()
-    run.output = job.output
+    run.output = [Line(when, text) for when, text in job.output]
     run.oom_lines = oom.killed()
     time.sleep(2)  # the last samples and the retirement reach the services
     _collect(services, run)
     if run.failing_host:
-        run.hog_remained = (
-            site.run(run.failing_host, "systemctl", "is-active", HOG_UNIT, check=False) == "active\n"
-        )
+        run.hog_remained = site.run(run.failing_host, "systemctl", "is-active", HOG_UNIT, check=False) == "active\n"
     return run
 
 
@@ -135,8 +141,7 @@ def calm_down(site: Site, services: Services, progress: Progress) -> None:
     if not wait_until(calm, 60):
         full = {host: f"{memory_in_use(sample):.0%}" for host, sample in services.latest().items()}
         raise DemonstrationError(
-            f"the hosts did not give memory back after the run before: {full}. "
-            "'make clean-testbed' and start again"
+            f"the hosts did not give memory back after the run before: {full}. 'make clean-testbed' and start again"
         )
 
 
@@ -185,9 +190,7 @@ def _collect(services: Services, run: Run) -> None:
     before = {guest.name: guest.uuid for guest in run.snapshots["before"].guests if guest.job == run.job}
     now = {guest.name: guest for guest in run.snapshots["after"].guests}
     run.guests_lost = sorted(
-        name
-        for name, uuid in before.items()
-        if name not in now or now[name].state == "lost" or now[name].uuid != uuid
+        name for name, uuid in before.items() if name not in now or now[name].state == "lost" or now[name].uuid != uuid
     )
 
 

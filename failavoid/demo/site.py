@@ -51,8 +51,7 @@ class Site:
         done = subprocess.run(self.ssh(host, *argv), capture_output=True, text=True, timeout=60, check=False)
         if check and done.returncode:
             raise CommandError(
-                f"{host}: {shlex.join(argv)} ended with {done.returncode}: "
-                f"{(done.stderr or done.stdout).strip()}"
+                f"{host}: {shlex.join(argv)} ended with {done.returncode}: {(done.stderr or done.stdout).strip()}"
             )
         return done.stdout
 
@@ -72,11 +71,7 @@ def read_inventory(inventory: Path) -> Site:
     command = [str(Path(sys.executable).parent / "ansible-inventory"), "-i", str(inventory), "--list"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     listing = json.loads(done.stdout)
-    groups = {
-        name: _members(listing, name)
-        for name in listing
-        if name != "_meta" and isinstance(listing[name], dict)
-    }
+    groups = {name: _members(listing, name) for name in listing if name != "_meta" and isinstance(listing[name], dict)}
     return Site(inventory, listing["_meta"]["hostvars"], groups)
 
 

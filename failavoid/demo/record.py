@@ -1,0 +1,80 @@
+"""All that a demonstration has seen, in one file, so that the report can be made again from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from failavoid.demo.runs import Run
+from failavoid.demo.scale import Scale
+from failavoid.demo.site import Site
+from failavoid.shared.messages import from_dict, to_dict
+
+
+@dataclass
+class HostFacts:
+    """A host as it describes itself."""
+
+    name: str
+    memory_kb: int
+    numa: dict[str, list[int]]
+
+
+@dataclass
+class Record:
+    """A demonstration: its size, the hosts it ran on, its runs in their order, and how long everything took."""
+
+    scale: str
+    hosts_in_use: int
+    hosts_idle: int
+    guests: int
+    ranks: int
+    domain_type: str
+    hosts: list[HostFacts]
+    oom_score_adj: int | None
+    hog_share: float
+    warnings: list[str]
+    wall_s: dict[str, float]
+    runs: dict[str, Run] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write the record as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(to_dict(self)))
+
+
+def load(path: Path) -> Record:
+    """Read a record. Raises ValueError that names the field at fault."""
+    return from_dict(Record, json.loads(path.read_text()))
+
+
+def make_record(site: Site, scale: Scale, runs: list[Run], wall_s: dict[str, float]) -> Record:
+    """Put together what the runs have seen and what the hosts say of themselves."""
+    facts = {host: json.loads(site.run(host, "cat", "/etc/failavoid/host.json")) for host in site.groups["hypervisor"]}
+    some_host = site.groups["hypervisor"][0]
+    cores = sum(len(fact["cores"]) for fact in facts.values())
+    here = len({core for fact in facts.values() for core in fact["cores"]})
+    warnings = []
+    if len({site.run(host, "cat", "/proc/sys/kernel/random/boot_id") for host in facts}) == 1:
+        warnings.append(
+            f"The hosts are containers on one machine and share its {here} cores ({cores} are counted by them): "
+            "guests' pins overlap between hosts."
+        )
+    for run in runs:
+        for snapshot in run.snapshots.values():
+            warnings += [warning for host in snapshot.hosts for warning in host.warnings if warning not in warnings]
+    return Record(
+        scale=scale.name,
+        hosts_in_use=scale.hosts_in_use,
+        hosts_idle=scale.hosts_idle,
+        guests=scale.guests,
+        ranks=scale.guests,
+        domain_type=facts[some_host]["domain_type"],
+        hosts=[HostFacts(name, fact["memory_kb"], fact["numa"]) for name, fact in facts.items()],
+        oom_score_adj=site.hosts[some_host].get("guest_oom_score_adj"),
+        hog_share=scale.hog_share,
+        warnings=warnings,
+        wall_s={name: round(seconds, 1) for name, seconds in wall_s.items()},
+        runs={run.name: run for run in runs},
+    )
