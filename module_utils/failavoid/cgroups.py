@@ -17,7 +17,8 @@ from typing import List, Set
 
 MOUNT = Path("/sys/fs/cgroup")
 # Not joined: no container is limited in these, and nested groups of the cpu controller have been seen to get no
-# time at all for minutes while guests of another container were busy (Linux 6.18, version 1).
+# time at all for minutes while guests of another container were busy (Linux 6.18, version 1). So a host's /proc/stat
+# and /proc/loadavg, which lxcfs makes from these, count the whole machine's processors.
 _LEFT_ALONE = {"cpu", "cpuacct", "cpu,cpuacct", "cpuset"}
 
 
@@ -34,8 +35,7 @@ def hierarchies() -> List[Path]:
     """Return where control groups are mounted: one place with version 2, several with version 1."""
     if (MOUNT / "cgroup.controllers").exists():
         return [MOUNT]
-    joined = (path.parent for path in MOUNT.glob("*/cgroup.procs"))
-    return sorted(hierarchy for hierarchy in joined if hierarchy.name not in _LEFT_ALONE)
+    return sorted(path.parent for path in MOUNT.glob("*/cgroup.procs"))
 
 
 def has_memory_limits() -> bool:
@@ -106,6 +106,8 @@ class Groups:
     def _make(self, name: str, memory_bytes: int) -> List[Path]:
         groups = []
         for hierarchy in hierarchies():
+            if hierarchy.name in _LEFT_ALONE:
+                continue
             parent, group = hierarchy / self.parent, hierarchy / self.parent / name
             parent.mkdir(exist_ok=True)
             if hierarchy == MOUNT:
