@@ -7,11 +7,14 @@ import time
 from failavoid.resource_manager import placement
 from failavoid.resource_manager.launch import free_hosts
 from failavoid.resource_manager.store import State
-from failavoid.shared.messages import Lease, Placement
+from failavoid.shared.messages import Host, Lease, Placement
 
 
 def take(state: State, evacuation: str, lease_s: float, number: int) -> Lease:
-    """Hold a spare for an evacuation; asked again, the same one, for longer. Raises NoRoomError."""
+    """Hold a spare for an evacuation; asked again, the same one, for longer. Raises NoRoomError.
+
+    Idle guests on it are nobody's to use from now on: the caller removes them, for the evacuation needs their memory.
+    """
     for lease in state.leases.values():
         if lease.evacuation == evacuation:
             lease.expires = time.time() + lease_s
@@ -19,18 +22,27 @@ def take(state: State, evacuation: str, lease_s: float, number: int) -> Lease:
     leased = {lease.host for lease in state.leases.values()}
     spares = [host for host in state.hosts.values() if host.pool == "free" and host.name not in leased]
     if not spares:
-        pools = ", ".join(f"{host.name} {host.pool}" for host in state.hosts.values())
+        pools = ", ".join(
+            f"{host.name} {'leased' if host.name in leased and host.pool == 'free' else host.pool}"
+            for host in sorted(state.hosts.values(), key=lambda host: host.name)
+        )
         raise placement.NoRoomError(f"there is no spare for {evacuation}: {pools}. Restore a host, or end a job")
-    # one without idle guests has its memory to itself
-    spare = min(spares, key=lambda host: (sum(g.host == host.name for g in state.guests.values()), host.name))
+
+    def burden(host: Host) -> tuple[int, int, str]:
+        return sum(guest.host == host.name for guest in state.guests.values()), -host.memory_kb, host.name
+
+    spare = min(spares, key=burden)
     lease = Lease(f"lease-{number}", spare.name, evacuation, time.time() + lease_s)
     state.leases[lease.id] = lease
     spare.reason = f"leased to {evacuation}"
+    for guest in state.guests.values():
+        if guest.host == spare.name and guest.job is None:
+            guest.state = "lost"
     return lease
 
 
 def give_back(state: State, lease: Lease) -> None:
-    """End a lease without use: the spare is free, places on it are given up."""
+    """End a lease: the spare is free if it was not used, places on it are given up."""
     state.leases.pop(lease.id, None)
     for name in [name for name, place in state.reserved.items() if place.host == lease.host]:
         del state.reserved[name]
@@ -39,13 +51,21 @@ def give_back(state: State, lease: Lease) -> None:
         host.reason = ""
 
 
-def reserve(state: State, guests: list[str], host: str) -> list[Placement]:
-    """Reserve cores for guests on a host; asked again, the same ones. Raises NoRoomError."""
+def reserve(state: State, guests: list[str], host: str, reserve_kb: int) -> list[Placement]:
+    """Reserve cores and memory for guests on a host; asked again, the same ones. Raises NoRoomError."""
     if host not in state.hosts:
         raise placement.NoRoomError(f"there is no host {host}")
     unknown = [name for name in guests if name not in state.guests]
     if unknown:
         raise placement.NoRoomError(f"there is no guest {', '.join(unknown)}")
+    to_be_there = set(guests) | {name for name, placed in state.reserved.items() if placed.host == host}
+    to_be_there |= {guest.name for guest in state.guests.values() if guest.host == host and guest.state != "lost"}
+    needed = sum(state.guests[name].memory_kb for name in to_be_there if name in state.guests)
+    if needed > state.hosts[host].memory_kb - reserve_kb:
+        raise placement.NoRoomError(
+            f"{host} has {state.hosts[host].memory_kb // 1024} MiB, {reserve_kb // 1024} of them its own; with "
+            f"{', '.join(guests)} its guests would need {needed // 1024} MiB"
+        )
     placed = []
     for name in guests:
         reserved = state.reserved.get(name)
@@ -57,24 +77,40 @@ def reserve(state: State, guests: list[str], host: str) -> list[Placement]:
 
 
 def commit(state: State, lease: Lease, placements: list[Placement]) -> None:
-    """The guests run where they were placed; the spare belongs to their job now."""
+    """The guests run where they were placed; the spare belongs to their job now. Raises NoRoomError.
+
+    A host that they all left takes no other guest: it is defunct already, before `retire` says why.
+    """
     for placed in placements:
-        guest = state.guests.get(placed.guest)
-        if guest is None:
+        if placed.guest not in state.guests:
             raise placement.NoRoomError(f"there is no guest {placed.guest}")
+        if placed.host != lease.host:
+            raise placement.NoRoomError(
+                f"guest {placed.guest} is said to be on {placed.host}; {lease.id} is of {lease.host}"
+            )
+    left = {state.guests[placed.guest].host for placed in placements} - {lease.host}
+    for placed in placements:
+        guest = state.guests[placed.guest]
         guest.host, guest.cores, guest.numa_node = placed.host, placed.cores, placed.numa_node
         state.reserved.pop(placed.guest, None)
-    spare = state.hosts[lease.host]
-    jobs = sorted({state.guests[p.guest].job or "" for p in placements} - {""})
+    in_use = {guest.host for guest in state.guests.values() if guest.job}
+    for name in left - in_use:
+        if name in state.hosts:
+            state.hosts[name].pool, state.hosts[name].reason = "defunct", f"evacuated as {lease.evacuation}"
+    jobs = sorted({state.guests[placed.guest].job or "" for placed in placements} - {""})
     if placements:
-        spare.pool, spare.reason = "allocated", " ".join(jobs)
+        state.hosts[lease.host].pool, state.hosts[lease.host].reason = "allocated", " ".join(jobs)
     give_back(state, lease)
     free_hosts(state)
 
 
 def expire(state: State, now: float) -> list[Lease]:
-    """Give back the leases whose time is over; returns them."""
-    over = [lease for lease in state.leases.values() if lease.expires < now]
+    """Give back the leases whose time is over; returns them.
+
+    That of a host set aside stays, until the host is restored: guests may be there, and are looked for there.
+    """
+    aside = {host.name for host in state.hosts.values() if host.pool == "defunct"}
+    over = [lease for lease in state.leases.values() if lease.expires < now and lease.host not in aside]
     for lease in over:
         give_back(state, lease)
     return over

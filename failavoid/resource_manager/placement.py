@@ -14,7 +14,7 @@ class NoRoomError(Exception):
     """What was asked for is not to be had; the message says why, with figures."""
 
 
-def choose_hosts(state: State, request: JobRequest, spares: int, reserve_kb: int, image: str) -> list[Host]:
+def choose_hosts(state: State, request: JobRequest, spares: int, reserve_kb: int, terms: str) -> list[Host]:
     """Free hosts for a job, those first that hold guests it can use again. Raises NoRoomError."""
     needed = request.guests_per_host * request.guest_memory_kb
     leased = {lease.host for lease in state.leases.values()}
@@ -23,7 +23,8 @@ def choose_hosts(state: State, request: JobRequest, spares: int, reserve_kb: int
     if len(fitting) < request.hosts:
         raise NoRoomError(
             f"{request.hosts} hosts with {needed // 1024} MiB for guests are asked for; of {len(state.hosts)} hosts "
-            f"{len(free)} are free and {len(fitting)} of these have that much"
+            f"{len(free)} are free and {len(fitting)} of these have that much beside the {reserve_kb // 1024} MiB that "
+            "a host keeps. Ask for fewer or smaller guests, or wait for another job's end"
         )
     if len(free) - request.hosts < spares:
         raise NoRoomError(
@@ -32,52 +33,72 @@ def choose_hosts(state: State, request: JobRequest, spares: int, reserve_kb: int
         )
 
     def usable(host: Host) -> int:
-        return sum(fits(guest, request, image) for guest in state.guests.values() if guest.host == host.name)
+        return sum(fits(state, guest, request, terms) for guest in state.guests.values() if guest.host == host.name)
 
     fitting.sort(key=lambda host: (-min(usable(host), request.guests_per_host), host.name))
     return sorted(fitting[: request.hosts], key=lambda host: host.name)
 
 
-def fits(guest: Guest, request: JobRequest, image: str) -> bool:
-    """Whether an idle guest can be used again for a job: the same user, size and image."""
+def fits(state: State, guest: Guest, request: JobRequest, terms: str) -> bool:
+    """Whether an idle guest can be used again for a job: the size fits, and what it was told at its boot."""
     return (
         guest.job is None
         and guest.state == "ready"
-        and guest.user == request.user
         and guest.memory_kb == request.guest_memory_kb
-        and guest.image == image
+        and state.terms.get(guest.name) == terms
     )
 
 
 def place(state: State, host: Host, guest: str, vcpus: int = 1) -> Placement:
-    """Cores for a guest on a host: within one NUMA node, the least shared first."""
+    """Cores for a guest on a host: within one NUMA node, the least shared first. Raises NoRoomError."""
     held: Counter[int] = Counter()
     for other in state.guests.values():
-        if other.host == host.name and other.name != guest:
+        if other.host == host.name and other.name != guest and other.state != "lost":
             held.update(other.cores)
     for name, reserved in state.reserved.items():
         if reserved.host == host.name and name != guest:
             held.update(reserved.cores)
-    if not host.numa:
-        raise NoRoomError(f"host {host.name}: its NUMA nodes are not known: run the role 'hypervisor'")
+    chosen = {
+        node: sorted(cores, key=lambda core: (held[core], core))[:vcpus]
+        for node, cores in host.numa.items()
+        if len(cores) >= vcpus
+    }
+    if not chosen:
+        raise NoRoomError(
+            f"host {host.name} has no NUMA node with {vcpus} cores for guest {guest}; its nodes are {host.numa}"
+        )
 
-    def burden(node: str) -> tuple[int, int]:
-        cores = sorted(host.numa[node], key=lambda core: (held[core], core))[:vcpus]
-        return max(held[core] for core in cores) if len(cores) == vcpus else len(held) + 1000, int(node)
+    def burden(node: str) -> tuple[int, int, int]:
+        # of nodes alike the emptier one: its memory has more bandwidth to spare
+        return max(held[core] for core in chosen[node]), sum(held[core] for core in host.numa[node]), int(node)
 
-    node = min(host.numa, key=burden)
-    cores = sorted(host.numa[node], key=lambda core: (held[core], core))[:vcpus]
-    return Placement(guest, host.name, cores, int(node))
+    node = min(chosen, key=burden)
+    return Placement(guest, host.name, chosen[node], int(node))
 
 
-def warnings(state: State, host: Host) -> list[str]:
-    """What a person should know of a host: guests that share a core."""
-    held: Counter[int] = Counter()
-    for guest in state.guests.values():
-        if guest.host == host.name:
-            held.update(guest.cores)
-    shared = sorted(core for core, count in held.items() if count > 1)
-    return [f"{host.name}: more than one guest is pinned to core {', '.join(map(str, shared))}"] if shared else []
+def warnings(guests: Iterable[Guest], machines: dict[str, str]) -> dict[str, list[str]]:
+    """What a person should know of each host: guests that share cores.
+
+    ``machines`` maps hosts to what runs them: hosts may be containers or guests of one machine.
+    """
+    words: dict[str, list[str]] = {}
+    held: Counter[tuple[str, int]] = Counter()
+    for guest in guests:
+        if guest.state != "lost":
+            held.update((guest.host, core) for core in guest.cores)
+    for host in sorted({host for host, _ in held}):
+        shared = [str(core) for (name, core), count in sorted(held.items()) if name == host and count > 1]
+        if shared:
+            words.setdefault(host, []).append(f"{host}: more than one guest is pinned to core {', '.join(shared)}")
+    for machine in sorted(set(machines.values()) - {""}):
+        together = sorted(name for name, other in machines.items() if other == machine)
+        if len(together) > 1:
+            sentence = (
+                f"{', '.join(together)} run on one machine: guests of different hosts are pinned to the same cores"
+            )
+            for host in together:
+                words.setdefault(host, []).append(sentence)
+    return words
 
 
 def free_address(network: str, taken: Iterable[str]) -> str:
@@ -87,11 +108,6 @@ def free_address(network: str, taken: Iterable[str]) -> str:
         if str(address) not in used:
             return str(address)
     raise NoRoomError(f"all addresses of guest_network {network} are taken")
-
-
-def hardware_address(address: str) -> str:
-    """A guest's MAC address, from its IP address: unique where that is."""
-    return "52:54:" + ":".join(f"{byte:02x}" for byte in ipaddress.ip_address(address).packed[-4:])
 
 
 def netmask(prefix: int) -> str:

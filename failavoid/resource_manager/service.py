@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
+import sqlite3
+import sys
 import threading
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from fastapi import Body, FastAPI, HTTPException
 
 from failavoid import services
-from failavoid.playbook_runner import run_playbook
 from failavoid.resource_manager import leases, placement
-from failavoid.resource_manager.launch import Launcher
+from failavoid.resource_manager.launch import ENDED, Launcher, LaunchError
 from failavoid.resource_manager.settings import Settings
-from failavoid.resource_manager.store import Store
+from failavoid.resource_manager.store import State, Store
 from failavoid.resource_manager.watch import Watch
 from failavoid.services import require
 from failavoid.shared.messages import POLICIES, Host, Job, JobRequest, Placement, from_dict, to_dict
@@ -26,60 +29,78 @@ from failavoid.shared.tokens import Identity, read_secret
 log = logging.getLogger(__name__)
 Document = dict[str, Any]
 
+# A user's key becomes a variable of a playbook, where "{{" would be a template: nothing but a key passes.
+_PUBLIC_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+) [A-Za-z0-9+/]+=* ?[A-Za-z0-9_.@+-]*")
+
 
 def take_hosts(store: Store, settings: Settings) -> None:
     """Bring the state's hosts in line with the settings; pools and reasons stay."""
+    declared = {host.name: host for host in settings.hosts}
     with store.change() as state:
-        for declared in settings.hosts:
-            known = state.hosts.setdefault(declared.name, Host(declared.name, declared.address))
-            known.address, known.memory_kb, known.numa = declared.address, declared.memory_kb, declared.numa
-        declared_names = {host.name for host in settings.hosts}
-        used = {guest.host for guest in state.guests.values()}
-        for name in [name for name in state.hosts if name not in declared_names | used]:
+        for name, host in declared.items():
+            known = state.hosts.setdefault(name, Host(name, host.address))
+            known.address, known.memory_kb, known.numa = host.address, host.memory_kb, host.numa
+        used = {guest.host for guest in state.guests.values() if guest.job}
+        for name in [name for name in state.hosts if name not in declared]:
+            if name in used:
+                state.hosts[name].pool, state.hosts[name].reason = "defunct", "not in the settings any more"
+                continue
             del state.hosts[name]
+            for guest in [guest.name for guest in state.guests.values() if guest.host == name]:
+                state.forget(guest)
 
 
-def make_api(settings: Settings, store: Store, launcher: Launcher, secret: bytes) -> FastAPI:
+def make_api(settings: Settings, store: Store, launcher: Launcher, watch: Watch, secret: bytes) -> FastAPI:
     """Make the API of docs/architecture.md."""
     app = services.make_app("failavoid resource manager", secret)
+    machines = {host.name: host.machine for host in settings.hosts}
+    acting: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # one playbook a host at a time
 
-    def note_warnings() -> None:
-        with store.change() as state:
-            for host in state.hosts.values():
-                host.warnings = placement.warnings(state, host)
-
-    def job_of(ident: str, caller: Identity) -> Job:
+    def job_of(ident: str, caller: Identity | None = None) -> Job:
+        """The job; a user who wants to change it must be its own. Raises HTTPException."""
         job = next((job for job in store.membership().jobs if job.id == ident), None)
         if job is None:
             raise HTTPException(404, f"there is no job {ident}")
-        if caller.role == "user" and caller.subject != job.request.user:
+        if caller is not None and caller.role == "user" and caller.subject != job.request.user:
             raise HTTPException(403, f"job {ident} is {job.request.user}'s")
         return job
+
+    def host_of(state: State, name: str) -> Host:
+        if name not in state.hosts:
+            raise HTTPException(404, f"there is no host {name}")
+        return state.hosts[name]
 
     @app.get("/membership")
     async def membership(after: int = -1, timeout: float = 0.0, _caller: Identity = require()) -> Document:
         # a number from another life of this service is answered at once
         if store.changes.version >= after >= 0 and timeout > 0:
             await store.changes.wait(after, min(timeout, 60.0))
-        return to_dict(store.membership())
+        picture = store.membership()
+        warnings = placement.warnings(picture.guests, machines)
+        for host in picture.hosts:
+            host.warnings = warnings.get(host.name, [])
+        return to_dict(picture)
+
+    # -- jobs --------------------------------------------------------------------------------------------------
 
     @app.post("/jobs")
     def submit(body: Document = Body(), caller: Identity = require("user", "operator")) -> Document:
         request = from_dict(JobRequest, body)
         check_request(request, caller)
-        ident = f"{request.name}-{store.next_number('job')}"
+        ident = check_name("job", f"{request.name}-{store.next_number('job')}")
         try:
-            job = launcher.allocate(check_name("job", ident), request)
+            job = launcher.allocate(ident, request)
         except placement.NoRoomError as error:
             raise HTTPException(409, str(error)) from error
-        note_warnings()
+        except LaunchError as error:
+            raise HTTPException(503, str(error)) from error
         log.info("job %s of %s: %d guests", ident, request.user, len(job.guests))
-        threading.Thread(target=launcher.launch, args=(ident,), name=f"launch {ident}", daemon=True).start()
+        in_background(f"launch {ident}", launcher.launch, ident)
         return to_dict(job)
 
     @app.get("/jobs/{ident}")
-    def show_job(ident: str, caller: Identity = require()) -> Document:
-        return to_dict(job_of(ident, caller))
+    def show_job(ident: str, _caller: Identity = require()) -> Document:
+        return to_dict(job_of(ident))
 
     @app.post("/jobs/{ident}/started")
     def started(ident: str, body: Document = Body(), caller: Identity = require("user", "operator")) -> Document:
@@ -89,15 +110,35 @@ def make_api(settings: Settings, store: Store, launcher: Launcher, secret: bytes
             if job.state not in ("ready", "running"):
                 raise HTTPException(409, f"job {ident} is {job.state} {job.message}".strip())
             job.state, job.started = "running", time.time()
-            job.command = [str(word) for word in body.get("command", [])]
+            job.command = [str(word) for word in body.get("command") or []]
             return to_dict(job)
 
     @app.post("/jobs/{ident}/ended")
     def ended(ident: str, body: Document = Body(), caller: Identity = require("user", "operator")) -> Document:
-        job_of(ident, caller)
+        job = job_of(ident, caller)
         status = body.get("exit_status")
-        launcher.end(ident, "completed" if status == 0 else "failed", status, str(body.get("message", "")))
-        return to_dict(job_of(ident, caller))
+        if status is not None and type(status) is not int:
+            raise HTTPException(422, f"exit_status is {status!r}; it must be a whole number or null")
+        message = str(body.get("message") or "")
+        if status != 0 and job.state not in ENDED:
+            message = watch.why_ended(ident) or message
+        launcher.end(ident, "completed" if status == 0 else "failed", status, message)
+        return to_dict(job_of(ident))
+
+    @app.delete("/guests/{name}")
+    def remove_guest(name: str, _caller: Identity = require("operator")) -> Document:
+        guest = next((guest for guest in store.membership().guests if guest.name == name), None)
+        if guest is None:
+            raise HTTPException(404, f"there is no guest {name}")
+        if guest.job:
+            raise HTTPException(409, f"guest {name} belongs to job {guest.job}: end the job first")
+        try:
+            launcher.remove([name])
+        except LaunchError as error:
+            raise HTTPException(502, str(error)) from error
+        return {}
+
+    # -- evacuations -------------------------------------------------------------------------------------------
 
     @app.post("/leases")
     def lease(body: Document = Body(), _caller: Identity = require("service")) -> Document:
@@ -105,9 +146,13 @@ def make_api(settings: Settings, store: Store, launcher: Launcher, secret: bytes
         number = store.next_number("lease")
         try:
             with store.change() as state:
-                return to_dict(leases.take(state, evacuation, settings.lease_s, number))
+                taken = leases.take(state, evacuation, settings.lease_s, number)
+                answer = to_dict(taken)
         except placement.NoRoomError as error:
             raise HTTPException(409, str(error)) from error
+        if taken.id == f"lease-{number}" and (idle := launcher.idle_on({taken.host})):
+            in_background(f"clear {taken.host}", remove_idle, taken.host, idle)
+        return answer
 
     @app.delete("/leases/{ident}")
     def give_back(ident: str, _caller: Identity = require("service")) -> Document:
@@ -119,17 +164,18 @@ def make_api(settings: Settings, store: Store, launcher: Launcher, secret: bytes
 
     @app.post("/placements")
     def place(body: Document = Body(), _caller: Identity = require("service")) -> list[Document]:
+        guests, host = body.get("guests"), body.get("host")
+        if not isinstance(guests, list) or not all(isinstance(word, str) for word in [*guests, host]):
+            raise HTTPException(422, "placements need 'guests' (a list of names) and 'host'")
         try:
             with store.change() as state:
-                return [to_dict(placed) for placed in leases.reserve(state, body["guests"], body["host"])]
+                return [to_dict(placed) for placed in leases.reserve(state, guests, str(host), settings.reserve_kb)]
         except placement.NoRoomError as error:
             raise HTTPException(409, str(error)) from error
-        except (KeyError, TypeError) as error:
-            raise HTTPException(422, "placements need 'guests' (a list of names) and 'host'") from error
 
     @app.post("/leases/{ident}/commit")
     def commit(ident: str, body: Document = Body(), _caller: Identity = require("service")) -> Document:
-        placements = [from_dict(Placement, one) for one in body.get("placements", [])]
+        placements = from_dict(list[Placement], body.get("placements"))
         try:
             with store.change() as state:
                 if ident not in state.leases:
@@ -137,78 +183,86 @@ def make_api(settings: Settings, store: Store, launcher: Launcher, secret: bytes
                 leases.commit(state, state.leases[ident], placements)
         except placement.NoRoomError as error:
             raise HTTPException(409, str(error)) from error
-        note_warnings()
         return {}
+
+    # -- hosts -------------------------------------------------------------------------------------------------
 
     @app.post("/hosts/{name}/retire")
     def retire(name: str, body: Document = Body(), caller: Identity = require("service", "operator")) -> Document:
-        reason = str(body.get("reason", "")) or f"retired by {caller.subject}"
+        reason = str(body.get("reason") or "") or f"retired by {caller.subject}"
         with store.change() as state:
-            host = state.hosts.get(name)
-            if host is None:
-                raise HTTPException(404, f"there is no host {name}")
+            host = host_of(state, name)
             left = [guest.name for guest in state.guests.values() if guest.host == name and guest.job]
             if left:
                 raise HTTPException(409, f"{name} still has guests of jobs: {', '.join(left)}. Evacuate it first")
+            holder = next((one for one in state.leases.values() if one.host == name), None)
+            if holder and caller.role != "service":  # the controller sets the spare of a failed move aside
+                raise HTTPException(409, f"{name} is the spare of {holder.evacuation}: wait for its end")
             host.pool, host.reason = "defunct", reason
-            for guest in [guest for guest in state.guests.values() if guest.host == name]:
-                del state.guests[guest.name]
-        threading.Thread(target=mark_retired, args=(name, reason), name=f"retire {name}", daemon=True).start()
+        in_background(f"retire {name}", mark_retired, name, reason)
         return {}
 
     def mark_retired(name: str, reason: str) -> None:
         """Mark the host itself. It is failing: that it does not take the mark is noted and changes nothing."""
         words = "".join(letter for letter in reason if letter.isalnum() or letter in " .,:;%()/-_")
-        result = run_host_playbook("retire.yml", f"retire-{name}", {"retire_host": name, "retire_reason": words})
-        if result:
-            log.warning("host %s could not be marked as retired: %s", name, result)
+        with acting[name]:
+            remove_idle(name, launcher.idle_on({name}))
+            trouble = launcher.run_on_host("retire.yml", name, {"retire_host": name, "retire_reason": words})
+        if trouble:
+            log.warning("host %s could not be marked as retired: %s", name, trouble)
             with store.change() as state:
-                state.hosts[name].reason = f"{reason}; not marked on the host: {result}"
+                if name in state.hosts and state.hosts[name].pool == "defunct":
+                    state.hosts[name].reason = f"{reason}; not marked on the host: {trouble}"
+
+    def remove_idle(host: str, guests: list[str]) -> None:
+        try:
+            launcher.remove(guests)
+        except LaunchError as error:
+            log.warning("idle guests could not be removed from %s: %s", host, error)
 
     @app.post("/hosts/{name}/restore")
     def restore(name: str, _caller: Identity = require("operator")) -> Document:
-        if name not in {host.name for host in store.membership().hosts}:
-            raise HTTPException(404, f"there is no host {name}")
-        result = run_host_playbook("restore.yml", f"restore-{name}", {"restore_host": check_name("host", name)})
-        if result:
-            raise HTTPException(409, f"{name} is not restored: {result}")
         with store.change() as state:
-            if state.hosts[name].pool == "defunct":
-                state.hosts[name].pool, state.hosts[name].reason = "free", ""
-        return {}
-
-    def run_host_playbook(playbook: str, ident: str, variables: Document) -> str:
-        """Run a playbook on one host; returns why it failed, or nothing."""
-        logs = Path(settings.state) / "logs"
-        result = run_playbook(playbook, Path(settings.inventory), variables, ident, logs, 60.0)
-        if result.ok and result.host_results:
-            return ""
-        return "; ".join(result.failures) or f"the playbook did nothing, see {result.log}"
-
-    @app.delete("/guests/{name}")
-    def remove_guest(name: str, _caller: Identity = require("operator")) -> Document:
-        guest = next((guest for guest in store.membership().guests if guest.name == name), None)
-        if guest is None:
-            raise HTTPException(404, f"there is no guest {name}")
-        if guest.job:
-            raise HTTPException(409, f"guest {name} belongs to job {guest.job}")
-        try:
-            launcher.remove([guest])
-        except placement.NoRoomError as error:
-            raise HTTPException(502, str(error)) from error
+            pool = host_of(state, name).pool
+        if pool != "defunct":
+            raise HTTPException(409, f"{name} is {pool}, not defunct: there is nothing to restore")
+        with acting[name]:
+            remove_idle(name, launcher.idle_on({name}))
+            trouble = launcher.run_on_host("restore.yml", name, {"restore_host": check_name("host", name)})
+        if trouble:
+            raise HTTPException(409, f"{name} is not restored: {trouble}")
+        with store.change() as state:
+            host = host_of(state, name)
+            host.pool, host.reason = "free", ""
+            for one in [one for one in state.leases.values() if one.host == name]:
+                leases.give_back(state, one)
         return {}
 
     return app
+
+
+def in_background(name: str, act: Any, *words: Any) -> None:
+    """Do something that takes a while in a thread of its own; errors are logged."""
+
+    def guarded() -> None:
+        try:
+            act(*words)
+        except Exception:
+            log.exception("%s: an error of the resource manager itself", name)
+
+    threading.Thread(target=guarded, name=name, daemon=True).start()
 
 
 def check_request(request: JobRequest, caller: Identity) -> None:
     """Refuse a job that is not the caller's or makes no sense. Raises HTTPException."""
     if caller.role == "user" and caller.subject != request.user:
         raise HTTPException(403, f"your token is {caller.subject}'s; the job asks for user {request.user}")
-    if request.uid == 0:
+    if request.uid <= 0 or request.gid <= 0:
         raise HTTPException(422, "jobs do not run as root: start it as an ordinary user")
     check_name("user", request.user)
     check_name("job", request.name)
+    if not _PUBLIC_KEY.fullmatch(request.public_key):
+        raise HTTPException(422, "public_key is not one SSH public key in one line, such as ssh-keygen writes")
     if request.policy not in POLICIES:
         raise HTTPException(422, f"policy {request.policy!r} is not known: use one of {', '.join(POLICIES)}")
     for name in ("hosts", "guests_per_host", "every"):
@@ -219,36 +273,53 @@ def check_request(request: JobRequest, caller: Identity) -> None:
 
 
 def recover(store: Store, launcher: Launcher) -> None:
-    """After a restart: jobs that were being launched are launched on."""
-    for job in store.membership().jobs:
+    """After a restart: jobs that were being launched are launched on, what ended meanwhile is cleared."""
+    membership = store.membership()
+    held = {guest.job for guest in membership.guests}
+    for job in membership.jobs:
         if job.state == "allocating":
             log.warning("job %s was being launched when this service ended: launching it again", job.id)
-            threading.Thread(target=launcher.launch, args=(job.id,), daemon=True).start()
+            in_background(f"launch {job.id}", launcher.launch, job.id, True)
+        elif job.state in ENDED and job.id in held:
+            in_background(f"clear {job.id}", launcher.clear, job.id)
 
 
 def expire_leases(store: Store, stop: threading.Event) -> None:
     """Give back leases that nobody renewed; for a thread of its own."""
     while not stop.wait(5.0):
-        with store.change() as state:
-            for lease in leases.expire(state, time.time()):
-                log.warning("lease %s of host %s for %s has expired", lease.id, lease.host, lease.evacuation)
+        try:
+            with store.change() as state:
+                for lease in leases.expire(state, time.time()):
+                    log.warning("lease %s of host %s for %s has expired", lease.id, lease.host, lease.evacuation)
+        except sqlite3.Error:
+            log.exception("leases could not be looked at")
 
 
 def main() -> None:
-    """Run the service."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run until SIGTERM; a setting or a file that can't be used ends it with one sentence."""
+    parser = argparse.ArgumentParser(description="Failavoid's resource manager")
     parser.add_argument("--settings", default="/etc/failavoid/resource_manager.yml")
+    parser.add_argument("--check", action="store_true", help="read the settings, say what is wrong, and end")
+    arguments = parser.parse_args()
     services.set_up_logging()
-    settings = services.load_settings(Settings, parser.parse_args().settings)
-    secret = read_secret(settings.secret)
-    store = Store(Path(settings.state))
-    take_hosts(store, settings)
+    try:
+        settings = services.load_settings(Settings, arguments.settings)
+        if arguments.check:
+            return
+        secret = read_secret(settings.secret)
+        store = Store(Path(settings.state))
+        take_hosts(store, settings)
+    except (services.SettingsError, ValueError) as error:
+        sys.exit(f"failavoid-resource-manager: {error}")
+    except (OSError, sqlite3.Error) as error:
+        sys.exit(f"failavoid-resource-manager: {error}; see secret and state in {arguments.settings}")
     launcher = Launcher(settings, store, secret)
+    watch = Watch(settings, store, launcher)
     stop = threading.Event()
-    threading.Thread(target=Watch(settings, store, launcher).follow, args=(stop,), daemon=True, name="watch").start()
+    threading.Thread(target=watch.follow, args=(stop,), daemon=True, name="watch").start()
     threading.Thread(target=expire_leases, args=(store, stop), daemon=True, name="leases").start()
     recover(store, launcher)
-    services.run(make_api(settings, store, launcher, secret), settings.listen, settings.port)
+    services.run(make_api(settings, store, launcher, watch, secret), settings.listen, settings.port)
 
 
 if __name__ == "__main__":

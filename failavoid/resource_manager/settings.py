@@ -14,6 +14,7 @@ class HostSettings:
     address: str
     memory_kb: int
     numa: dict[str, list[int]]
+    machine: str = ""  # the same for hosts that share a kernel, and so its cores
 
 
 @dataclass

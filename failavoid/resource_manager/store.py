@@ -19,18 +19,36 @@ from failavoid.services import Changes
 from failavoid.shared.messages import Guest, Host, Job, Lease, Membership, Placement, from_dict, to_dict
 
 _KINDS: dict[str, type] = {"hosts": Host, "guests": Guest, "jobs": Job, "leases": Lease, "reserved": Placement}
+_WORDS = ("public_keys", "terms")  # guest -> a word
+_ENDED_JOBS = 200  # so many are remembered
 
 
 @dataclass
 class State:
-    """All that is known, by name. ``reserved`` are places on a destination, by guest."""
+    """All that is known, by name.
+
+    ``reserved`` are places on a destination, by guest; ``public_keys`` the guests' SSH host keys; ``terms`` what a
+    guest was told at its boot, as a digest.
+    """
 
     hosts: dict[str, Host] = field(default_factory=dict)
     guests: dict[str, Guest] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
     reserved: dict[str, Placement] = field(default_factory=dict)
-    public_keys: dict[str, str] = field(default_factory=dict)  # guest -> its SSH host key, public
+    public_keys: dict[str, str] = field(default_factory=dict)
+    terms: dict[str, str] = field(default_factory=dict)
+
+    def forget(self, guest: str) -> None:
+        """Remove a guest from the picture."""
+        for held in (self.guests, self.public_keys, self.terms, self.reserved):
+            held.pop(guest, None)
+
+    def forget_old_jobs(self) -> None:
+        """Remember the last jobs alone."""
+        ended = [job for job in self.jobs.values() if job.ended is not None]
+        for job in sorted(ended, key=lambda job: job.ended or 0.0)[:-_ENDED_JOBS]:
+            del self.jobs[job.id]
 
 
 class Store:
@@ -49,10 +67,7 @@ class Store:
         for kind, name, document in self._database.execute("SELECT kind, name, document FROM documents"):
             if kind == "numbers":
                 continue
-            held: dict[str, Any] = getattr(self._state, kind)
-            held[name] = (
-                json.loads(document) if kind == "public_keys" else from_dict(_KINDS[kind], json.loads(document))
-            )
+            self._take(kind, name, document)
         self.changes = Changes(self._number("version"))
 
     @contextmanager
@@ -68,7 +83,16 @@ class Store:
             after = self._documents()
             if after == before:
                 return
-            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                self._write(before, after)
+            except BaseException:  # a full disk: what could not be written is not so
+                self._restore(before)
+                raise
+            self.changes.bump()
+
+    def _write(self, before: dict[tuple[str, str], str], after: dict[tuple[str, str], str]) -> None:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
             for key in before.keys() - after.keys():
                 self._database.execute("DELETE FROM documents WHERE kind=? AND name=?", key)
             for key, document in after.items():
@@ -76,7 +100,10 @@ class Store:
                     self._database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?)", (*key, document))
             self._set_number("version", self.changes.version + 1)
             self._database.execute("COMMIT")
-            self.changes.bump()
+        except BaseException:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            raise
 
     def membership(self) -> Membership:
         """The whole picture, as others see it."""
@@ -84,9 +111,9 @@ class Store:
             version = self.changes.version
             picture = {
                 "version": version,
-                "hosts": [to_dict(host) for host in self._state.hosts.values()],
-                "guests": [to_dict(guest) for guest in self._state.guests.values()],
-                "jobs": [to_dict(job) for job in self._state.jobs.values()],
+                "hosts": [to_dict(self._state.hosts[name]) for name in sorted(self._state.hosts)],
+                "guests": [to_dict(self._state.guests[name]) for name in sorted(self._state.guests)],
+                "jobs": [to_dict(job) for job in sorted(self._state.jobs.values(), key=lambda job: job.created)],
             }
         return from_dict(Membership, picture)
 
@@ -109,13 +136,18 @@ class Store:
         for kind in _KINDS:
             for name, message in getattr(self._state, kind).items():
                 documents[kind, name] = json.dumps(to_dict(message), sort_keys=True)
-        for name, key in self._state.public_keys.items():
-            documents["public_keys", name] = json.dumps(key)
+        for kind in _WORDS:
+            for name, word in getattr(self._state, kind).items():
+                documents[kind, name] = json.dumps(word)
         return documents
 
     def _restore(self, documents: dict[tuple[str, str], str]) -> None:
-        for kind in (*_KINDS, "public_keys"):
+        for kind in (*_KINDS, *_WORDS):
             getattr(self._state, kind).clear()
         for (kind, name), document in documents.items():
-            loaded = json.loads(document)
-            getattr(self._state, kind)[name] = loaded if kind == "public_keys" else from_dict(_KINDS[kind], loaded)
+            self._take(kind, name, document)
+
+    def _take(self, kind: str, name: str, document: str) -> None:
+        held: dict[str, Any] = getattr(self._state, kind)
+        loaded = json.loads(document)
+        held[name] = loaded if kind in _WORDS else from_dict(_KINDS[kind], loaded)

@@ -7,22 +7,26 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Optional
 
 from failavoid.resource_manager.launch import Launcher
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.store import Store
-from failavoid.shared.messages import Membership
+from failavoid.shared.messages import Guest
 
 log = logging.getLogger(__name__)
 
 TLS_PORT = 16514
 LOOKS = 2  # a guest is lost when it was missed so many times in a row
 CONNECT_S = 2.0
+ANSWER_S = 10.0
 
-Look = Callable[[str], "set[str] | None"]
+Domains = Optional[set[str]]  # UUIDs; None: no answer
+Look = Callable[[str], Domains]
 
 
-def domains(address: str) -> set[str] | None:
+def domains(address: str) -> Domains:
     """UUIDs of the guests that a host's libvirt has, None if it does not answer."""
     import libvirt  # the distribution's package
 
@@ -50,6 +54,10 @@ class Watch:
         self._launcher = launcher
         self._look = look
         self._missed: Counter[str] = Counter()
+        self._silent: set[str] = set()
+        self._under_way: dict[str, Future[Domains]] = {}
+        self._pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="look")
+        self._lock = threading.Lock()
 
     def follow(self, stop: threading.Event) -> None:
         """Look again and again until ``stop``; for a thread of its own."""
@@ -61,38 +69,75 @@ class Watch:
 
     def once(self) -> None:
         """One look at every host that should have guests, and at those they may be moving to."""
-        membership = self._store.membership()
+        missing, seen = self._missing(None)
+        with self._lock:
+            self._missed = Counter({guest.uuid: self._missed[guest.uuid] + 1 for guest in missing})
+        self._note_silence(seen)
+        self._lost([guest for guest in missing if self._missed[guest.uuid] >= LOOKS])
+
+    def why_ended(self, job: str) -> str:
+        """A sentence if guests of ``job`` are gone: the reason why it failed. Looks now, once."""
+        missing, _ = self._missing(job)
+        self._lost(missing)
+        return _words(missing)
+
+    def _missing(self, job: str | None) -> tuple[list[Guest], dict[str, Domains]]:
+        """Guests (of one job, or all) that are not where they should be, nor where they may be moving to."""
         with self._store.change() as state:
             elsewhere = {name: placed.host for name, placed in state.reserved.items()}
-        expected = [guest for guest in membership.guests if guest.state == "ready"]
+        membership = self._store.membership()
+        expected = [g for g in membership.guests if g.state == "ready" and (job is None or g.job == job)]
+        places = {g.name: {g.host, elsewhere.get(g.name, g.host)} for g in expected}
         addresses = {host.name: host.address for host in membership.hosts}
-        seen = {name: self._look(addresses[name]) for name in _hosts_to_see(membership, elsewhere)}
+        seen = self._see({name: addresses[name] for named in places.values() for name in named if name in addresses})
+        missing = []
         for guest in expected:
-            places = {guest.host, elsewhere.get(guest.name, guest.host)}
-            answers = [seen.get(place) for place in places]
-            found = any(guest.uuid in answer for answer in answers if answer is not None)
-            silent = any(answer is None for answer in answers)
-            self._missed[guest.uuid] = 0 if found or silent else self._missed[guest.uuid] + 1
-            if self._missed[guest.uuid] >= LOOKS:
-                self._lost(guest.name, guest.uuid)
-        known = {guest.uuid for guest in expected}
-        self._missed = Counter({uuid: count for uuid, count in self._missed.items() if uuid in known})
+            answers = [seen.get(place) for place in places[guest.name]]
+            # a host that does not answer may have it
+            if all(answer is not None and guest.uuid not in answer for answer in answers):
+                missing.append(guest)
+        return missing, seen
 
-    def _lost(self, name: str, uuid: str) -> None:
-        job = None
+    def _see(self, addresses: dict[str, str]) -> dict[str, Domains]:
+        """Ask all hosts at once; one that hangs keeps nobody from the others, and is not asked twice."""
+        with self._lock:
+            for name, address in addresses.items():
+                if name not in self._under_way:
+                    self._under_way[name] = self._pool.submit(self._look, address)
+            asked = {name: self._under_way[name] for name in addresses}
+        wait(asked.values(), timeout=ANSWER_S)
+        seen: dict[str, Domains] = {}
+        with self._lock:
+            for name, future in asked.items():
+                done = future.done()
+                seen[name] = future.result() if done and future.exception() is None else None
+                if done and self._under_way.get(name) is future:
+                    del self._under_way[name]
+        return seen
+
+    def _note_silence(self, seen: dict[str, Domains]) -> None:
+        silent = {name for name, answer in seen.items() if answer is None}
+        for name in sorted(silent - self._silent):
+            log.warning("libvirt on %s does not answer: whether its guests live is not known", name)
+        for name in sorted(self._silent & (seen.keys() - silent)):
+            log.info("libvirt on %s answers again", name)
+        self._silent = silent
+
+    def _lost(self, missing: list[Guest]) -> None:
+        """Note guests as lost; their jobs have failed."""
+        jobs: dict[str, list[Guest]] = {}
         with self._store.change() as state:
-            guest = state.guests.get(name)
-            if guest is None or guest.uuid != uuid:
-                return
-            guest.state = "lost"
-            job, host = guest.job, guest.host
-            if job is None:
-                del state.guests[name]
-                state.public_keys.pop(name, None)
-        log.error("guest %s is gone from host %s, job %s", name, host, job)
-        if job:
-            self._launcher.end(job, "failed", None, f"guest {name} was lost on host {host}")
+            for guest in missing:
+                known = state.guests.get(guest.name)
+                if known is None or known.uuid != guest.uuid or known.state == "lost":
+                    continue
+                known.state = "lost"
+                log.error("%s, job %s", _words([guest]), known.job)
+                if known.job:
+                    jobs.setdefault(known.job, []).append(guest)
+        for job, guests in jobs.items():
+            self._launcher.end(job, "failed", None, _words(guests))
 
 
-def _hosts_to_see(membership: Membership, elsewhere: dict[str, str]) -> set[str]:
-    return {guest.host for guest in membership.guests if guest.state == "ready"} | set(elsewhere.values())
+def _words(guests: list[Guest]) -> str:
+    return "; ".join(f"guest {guest.name} was lost on host {guest.host}" for guest in guests)
