@@ -14,7 +14,7 @@ import httpx
 from failavoid.demo.site import Site
 from failavoid.shared.messages import Alarm, Evacuation, Job, Membership, RuleEvent, Sample, from_dict
 
-_KILLED = re.compile(r"Memory cgroup out of memory: Killed process \d+ \(([^)]+)\)")
+_KILLED = re.compile(r"oom-kill:.*oom_memcg=(?P<group>[^,]*),.*task=(?P<task>[^,]*),")
 
 
 @dataclass
@@ -74,17 +74,25 @@ def _get(client: httpx.Client, path: str) -> Any:
 
 @dataclass
 class OomWatch:
-    """Notes what the kernel's OOM killer kills from its making on (the machine's kernel log)."""
+    """Notes what the kernel's OOM killer takes on a host from its making on (the machine's kernel log)."""
 
+    host: str
     since: float = field(default_factory=time.monotonic)
 
     def killed(self) -> list[str]:
-        """The kernel's lines about processes killed since then, oldest first."""
+        """The kernel's lines about guests killed since then, oldest first."""
         log = subprocess.run(["dmesg"], capture_output=True, text=True, check=True)
         lines = []
         for line in log.stdout.splitlines():
             stamp = re.match(r"\[\s*(\d+\.\d+)\]", line)
-            if stamp and float(stamp[1]) >= self.since and _KILLED.search(line):
+            kill = _KILLED.search(line)
+            if (
+                stamp
+                and kill
+                and float(stamp[1]) >= self.since
+                and self.host in kill["group"]
+                and "qemu" in kill["task"]
+            ):
                 lines.append(line)
         return lines
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -76,7 +75,6 @@ def perform(
     """Do one run: start the job, let a host fail if ``with_hog``, follow it to its end."""
     calm_down(site, services, progress)
     run = Run(name, began=time.time())
-    oom = OomWatch()
     started = threading.Event()
 
     def on_line(line: str) -> None:
@@ -91,18 +89,20 @@ def perform(
         run.events["job started"] = time.time()
         run.job = _job_of(services, name)
         run.snapshots["before"] = services.membership()
+        oom = OomWatch("no host")
         if with_hog:
             run.failing_host = _a_host_of(services, run.job)
+            oom = OomWatch(run.failing_host)
             start_hog(site, run.failing_host, scale)
             run.events["hog started"] = time.time()
             progress.note(f"a process begins to take {scale.hog_share:.0%} of {run.failing_host}'s memory")
         _follow(job, services, run, oom, progress)
+        run.oom_lines = oom.killed()
     finally:
         job.end()
     run.exit_status = job.process.returncode
     run.ended = time.time()
     run.output = [Line(when, text) for when, text in job.output]
-    run.oom_lines = oom.killed()
     time.sleep(2)  # the last samples and the retirement reach the services
     _collect(services, run)
     if run.failing_host:
@@ -176,7 +176,7 @@ def _follow(job: RunningJob, services: Services, run: Run, oom: OomWatch, progre
         if "out of memory" not in run.events and oom.killed():
             run.events["out of memory"] = time.time()
             run.snapshots["during"] = services.membership()
-            progress.note(f"the kernel: {re.sub(r'^.*?Memory', 'memory', oom.killed()[0])[:100]}")
+            progress.note(f"the kernel's OOM killer took a guest on {run.failing_host}")
         time.sleep(0.5)
     run.events["job ended"] = time.time()
 
