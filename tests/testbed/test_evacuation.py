@@ -24,7 +24,7 @@ BOOT_S, MOVE_S = 300.0, 240.0
 def job(site: Site, services: Services) -> RunningJob:
     """An MPI job on two hosts that computes for a minute; its hosts are in service again afterwards."""
     job = start_job(site, TWO_HOSTS, "moves", "migrate", A_MINUTE, print)
-    assert job.wait_for("start_mb", BOOT_S) or job.wait_for("rank", 1), "the application did not start"
+    assert job.wait_for("iteration", BOOT_S), "the application did not start"
     yield job
     job.end()
     for host in services.membership().hosts:
