@@ -194,6 +194,8 @@ class Groups:
 
     def remove_parent(self) -> None:
         """Remove the parent of all groups once it is empty."""
+        if has_systemd():
+            subprocess.run(["systemctl", "stop", f"{self.parent}.slice"], capture_output=True)
         for hierarchy in hierarchies():
             with contextlib.suppress(OSError):
                 (hierarchy / self.parent).rmdir()

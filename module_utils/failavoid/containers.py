@@ -314,7 +314,7 @@ exit 1
 """
 
 
-def await_ready(testbed: Testbed, container: Container, patience_s: float = 90.0) -> None:
+def await_ready(testbed: Testbed, container: Container, patience_s: float = 180.0) -> None:
     """Wait until a container answers on SSH and sees its own memory. Raises ContainerError."""
     folder = testbed.folder(container.name)
     if not wait_for(lambda: answers_ssh(container.address), patience_s):
