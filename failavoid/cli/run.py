@@ -7,26 +7,31 @@ open while guests move, since guests keep their addresses.
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from failavoid.cli import mpi
 from failavoid.cli.api import call
-from failavoid.cli.settings import CliError, load
-from failavoid.shared.messages import Job, JobRequest, Membership, from_dict, to_dict
+from failavoid.cli.settings import REFUSED, WRONG_WORDS, CliError, load, user
+from failavoid.shared.messages import Job, JobRequest, from_dict, to_dict
 
 READY_S = 3600.0
 LOOK_S = 1.0
+SAY_EVERY_S = 10.0
+END_S = 5.0  # for MPI's launcher to end its ranks
+PATIENCE_S = 60.0  # with a resource manager that is being restarted
 LOST_STATUS = 75  # the job died with a guest: it may be run again (EX_TEMPFAIL)
-# what a job's ranks need to know; mpirun hands nothing else of the environment on
-_HANDED_ON = ("FAILAVOID_JOB", "FAILAVOID_EVERY", "FAILAVOID_LIMIT_S", "PYTHONPATH")
+ENDED_BY_USER = 130
+KEPT_RUNS = 100
 
 
 @dataclass
@@ -45,46 +50,39 @@ class RunRequest:
 
 def run_job(request: RunRequest) -> int:
     """Run the job and return the program's exit status. Raises CliError."""
-    user = pwd.getpwuid(os.getuid())
-    key = _key(Path(user.pw_dir))
-    asked = JobRequest(
-        user=user.pw_name,
-        uid=user.pw_uid,
-        gid=user.pw_gid,
-        public_key=key.with_suffix(".pub").read_text().strip(),
-        hosts=request.hosts,
-        guests_per_host=request.guests_per_host,
-        guest_memory_kb=kilobytes(request.guest_memory),
-        policy=request.policy,
-        every=request.every,
-        name=request.name,
-    )
-    job = from_dict(Job, call("resource_manager", "POST", "/jobs", to_dict(asked)))
-    say(f"job {job.id}: waiting for {request.hosts * request.guests_per_host} guests on {request.hosts} hosts")
-    ended = Ending(job.id)
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    memory_kb = kilobytes(request.guest_memory)
+    who = user()
+    if who.pw_uid == 0:
+        raise CliError("jobs do not run as root: run this as an ordinary user", REFUSED)
+    if shutil.which("mpirun") is None:
+        raise CliError("mpirun is not on this host: jobs are started on the head")
     try:
-        job = _wait_until_ready(job.id)
-        status, message = _launch(job, request, key, Path(user.pw_dir))
-    except KeyboardInterrupt:
-        ended.report(130, "ended by its user")
-        say(f"job {job.id} was ended")
-        return 130
-    except CliError:
-        ended.report(1, "not started")
-        raise
-    ended.report(status, message)
-    if message:
-        say(f"job {job.id}: {message}")
-    return status
+        key = user_key(Path(who.pw_dir))
+        asked = JobRequest(
+            user=who.pw_name,
+            uid=who.pw_uid,
+            gid=who.pw_gid,
+            public_key=key.with_suffix(".pub").read_text().strip(),
+            hosts=request.hosts,
+            guests_per_host=request.guests_per_host,
+            guest_memory_kb=memory_kb,
+            policy=request.policy,
+            every=request.every,
+            name=request.name,
+        )
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
+        job = from_dict(Job, call("resource_manager", "POST", "/jobs", to_dict(asked)))
+        return _follow(job, request, key, Path(who.pw_dir))
+    except OSError as error:
+        raise CliError(f"the job's files can't be written: {error}") from error
 
 
 def kilobytes(text: str) -> int:
     """Read a size such as 512MiB or 2G. Raises CliError."""
     match = re.fullmatch(r"(\d+)\s*([KMG])i?B?", text.strip(), re.IGNORECASE)
     if not match:
-        raise CliError(f"{text!r} is not a size of memory: write it as 512MiB or 2GiB", 2)
+        raise CliError(f"{text!r} is not a size of memory: write it as 512MiB or 2GiB", WRONG_WORDS)
     return int(match[1]) * {"k": 1, "m": 1024, "g": 1024**2}[match[2].lower()]
 
 
@@ -93,53 +91,83 @@ def say(text: str) -> None:
     print(f"failavoid: {text}", file=sys.stderr, flush=True)
 
 
-@dataclass
-class Ending:
-    """Tells the resource manager that the job is over, so that its hosts are free."""
-
-    job: str
-
-    def report(self, status: int, message: str) -> None:
-        """Report the end; a resource manager that is away is told of, and finds out by itself."""
-        try:
-            call("resource_manager", "POST", f"/jobs/{self.job}/ended", {"exit_status": status, "message": message})
-        except CliError as error:
-            say(f"the end of {self.job} could not be reported: {error}")
+def user_key(home: Path) -> Path:
+    """The user's key for guests, made once. Raises CliError or OSError."""
+    key = home / ".ssh" / "failavoid"
+    if not key.exists() or not key.with_suffix(".pub").exists():
+        key.parent.mkdir(mode=0o700, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=key.parent) as folder:
+            new = Path(folder) / "key"
+            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "failavoid", "-f", str(new)]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            if done.returncode:
+                raise CliError(f"no key could be made for guests: {done.stderr.strip()}")
+            new.replace(key)
+            new.with_suffix(".pub").replace(key.with_suffix(".pub"))
+    return key
 
 
 def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _key(home: Path) -> Path:
-    """The user's key for guests, made once."""
-    key = home / ".ssh" / "failavoid"
-    if not key.exists():
-        key.parent.mkdir(mode=0o700, exist_ok=True)
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "failavoid", "-f", str(key)], check=True)
-    return key
+def _follow(job: Job, request: RunRequest, key: Path, home: Path) -> int:
+    """From the job's acceptance to its end, which the resource manager is told whatever happens."""
+    status, message = 1, "it was not started"
+    try:
+        say(f"job {job.id}: waiting for {len(job.guests)} guests on {request.hosts} hosts")
+        job = _wait_until_ready(job)
+        status, message = _launch(job, request, key, home)
+    except KeyboardInterrupt:
+        status, message = ENDED_BY_USER, "ended by its user"
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # a second ctrl-C must not leave hosts taken
+        said = _report(job.id, status, message)
+    if said:
+        say(f"job {job.id}: {said}")
+    return LOST_STATUS if _is_loss(said) and status != 0 else status
 
 
-def _wait_until_ready(ident: str) -> Job:
+def _wait_until_ready(job: Job) -> Job:
     deadline = time.monotonic() + READY_S
+    say_at = time.monotonic() + SAY_EVERY_S
+    began = time.monotonic()
     while time.monotonic() < deadline:
-        job = from_dict(Job, call("resource_manager", "GET", f"/jobs/{ident}"))
+        job = _job(job.id)
         if job.state == "ready":
             return job
-        if job.state == "failed":
-            raise CliError(f"job {ident} could not be started: {job.message}")
+        if job.state in ("failed", "completed"):
+            raise CliError(f"job {job.id} could not be started: {job.message}")
+        if time.monotonic() > say_at:
+            say_at += SAY_EVERY_S
+            say(f"job {job.id}: {_up(job)} of {len(job.guests)} guests are up after {time.monotonic() - began:.0f} s")
         time.sleep(0.25)
-    raise CliError(f"job {ident} was not ready within {READY_S:.0f} s")
+    raise CliError(f"job {job.id} was not ready within {READY_S:.0f} s")
+
+
+def _job(ident: str) -> Job:
+    return from_dict(Job, call("resource_manager", "GET", f"/jobs/{ident}", patience_s=PATIENCE_S))
+
+
+def _up(job: Job) -> int:
+    guests = call("resource_manager", "GET", "/membership", patience_s=PATIENCE_S)["guests"]
+    return sum(guest["job"] == job.id and guest["state"] == "ready" for guest in guests)
 
 
 def _launch(job: Job, request: RunRequest, key: Path, home: Path) -> tuple[int, str]:
-    """Start MPI in the job's guests and follow it; returns the exit status and what is to be said of it."""
-    folder = home / ".failavoid" / "jobs" / job.id
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    command = mpirun(job, request, key, folder)
-    environment = {**os.environ, "FAILAVOID_JOB": job.id, "FAILAVOID_EVERY": str(request.every)}
-    environment.setdefault("PYTHONPATH", "/opt/failavoid/lib")
-    call("resource_manager", "POST", f"/jobs/{job.id}/started", {"command": request.program})
+    """Start MPI in the job's guests and follow it; returns the exit status and what is to be noted of it."""
+    folder = run_folder(home, job.id)
+    environment = mpi.environment_of(job, request.every, dict(os.environ))
+    command = mpi.prepare(job, request.ranks, key, folder, home / ".failavoid" / "ssh", load())
+    command += [*mpi.handed_on(environment), *request.program]
+    call(
+        "resource_manager",
+        "POST",
+        f"/jobs/{job.id}/started",
+        {"command": request.program},
+        patience_s=PATIENCE_S,
+    )
     say(f"job {job.id}: {shlex.join(request.program)} on {' '.join(job.guests)}")
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
@@ -148,71 +176,47 @@ def _launch(job: Job, request: RunRequest, key: Path, home: Path) -> tuple[int, 
                 status = process.wait(LOOK_S)
                 return (status if status >= 0 else 128 - status), ""
             except subprocess.TimeoutExpired:
-                lost = _why_lost(job.id)
-                if lost:
+                ended = _why_ended(job.id)
+                if ended:
                     _end(process)
-                    return LOST_STATUS, lost
+                    return LOST_STATUS if _is_loss(ended) else ENDED_BY_USER, ended
     except KeyboardInterrupt:
         _end(process)
         raise
 
 
-def mpirun(job: Job, request: RunRequest, key: Path, folder: Path) -> list[str]:
-    """Open MPI's command line for a job, with the files it needs in ``folder``."""
-    guests = [line.split()[0].split(",")[0] for line in job.known_hosts.splitlines() if line.strip()]
-    slots = -(-request.ranks // len(guests)) if request.ranks else 1
-    (folder / "known_hosts").write_text(job.known_hosts)
-    (folder / "hosts").write_text("".join(f"{guest} slots={slots}\n" for guest in guests))
-    settings = load()
-    ssh = [
-        "ssh",
-        "-i",
-        str(key),
-        "-o",
-        f"UserKnownHostsFile={folder / 'known_hosts'}",
-        "-o",
-        "StrictHostKeyChecking=yes",
-    ]
-    ssh += ["-o", "BatchMode=yes", "-o", "ForwardX11=no", "-o", "LogLevel=ERROR"]
-    command = [
-        "mpirun",
-        "-n",
-        str(request.ranks or len(guests)),
-        "--hostfile",
-        str(folder / "hosts"),
-        "--oversubscribe",
-    ]
-    command += [
-        "--mca",
-        "plm_rsh_agent",
-        " ".join(ssh),
-        "--mca",
-        "plm_rsh_no_tree_spawn",
-        "1",
-        "--mca",
-        "plm_rsh_num_concurrent",
-        "64",
-    ]
-    # guests talk TCP alone: it is what survives a move
-    command += ["--mca", "pml", "ob1", "--mca", "btl", "tcp,self", "--bind-to", "none"]
-    if settings.mpi_network:
-        for framework in ("btl_tcp", "oob_tcp"):
-            command += ["--mca", f"{framework}_if_include", settings.mpi_network]
-    command += settings.mpi_arguments
-    for name in _HANDED_ON:
-        if name in os.environ or name in ("FAILAVOID_JOB", "FAILAVOID_EVERY", "PYTHONPATH"):
-            command += ["-x", name]
-    return [*command, *request.program]
+def run_folder(home: Path, job: str) -> Path:
+    """A folder for the files of a job; those of long ended ones go."""
+    runs = home / ".failavoid" / "jobs"
+    folder = runs / job
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (home / ".failavoid" / "ssh").mkdir(mode=0o700, exist_ok=True)
+    for old in sorted(runs.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT_RUNS]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
 
 
-def _why_lost(ident: str) -> str:
-    """A sentence if the resource manager gave the job up, else empty; no answer is no sentence."""
+def _why_ended(ident: str) -> str:
+    """A sentence if the resource manager knows the job's end, else empty; no answer is no sentence."""
     try:
-        membership: Any = call("resource_manager", "GET", "/membership", timeout=5)
+        job: Any = call("resource_manager", "GET", f"/jobs/{ident}", timeout=5)
     except CliError:
         return ""
-    job = next((job for job in from_dict(Membership, membership).jobs if job.id == ident), None)
-    return job.message or "it was ended" if job and job.state == "failed" else ""
+    return (job["message"] or "it was ended") if job["ended"] is not None else ""
+
+
+def _is_loss(message: str) -> bool:
+    return "was lost on host" in message
+
+
+def _report(ident: str, status: int, message: str) -> str:
+    """Tell the resource manager that the job is over, so that its hosts are free; returns what it knows of the end."""
+    try:
+        body = {"exit_status": status, "message": message}
+        return str(call("resource_manager", "POST", f"/jobs/{ident}/ended", body, patience_s=PATIENCE_S)["message"])
+    except CliError as error:
+        say(f"the end of {ident} could not be reported ({error}); 'failavoid end {ident}' frees its hosts")
+        return message
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -220,7 +224,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
-            process.wait(3)
+            process.wait(END_S)
             return
         except subprocess.TimeoutExpired:
             continue

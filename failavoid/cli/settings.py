@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 from dataclasses import dataclass, field
 from pathlib import Path
 
 SETTINGS = Path("/etc/failavoid/cli.yml")
 TOKENS = Path("/etc/failavoid/tokens")
+SERVICES = ("monitor", "resource_manager", "controller")
+
+# exit statuses
+FAILED = 1
+WRONG_WORDS = 2
+REFUSED = 3  # the service said no
+NO_TOKEN = 4
+NO_SERVICE = 5
 
 
 class CliError(Exception):
     """A refusal for the person at the terminal: one sentence, and the exit status."""
 
-    def __init__(self, message: str, status: int = 1) -> None:
+    def __init__(self, message: str, status: int = FAILED) -> None:
         super().__init__(message)
         self.status = status
 
@@ -30,35 +38,46 @@ class CliSettings:
     mpi_arguments: list[str] = field(default_factory=list)
 
 
-def load(path: Path = SETTINGS) -> CliSettings:
-    """Read the settings; FAILAVOID_{MONITOR,RESOURCE_MANAGER,CONTROLLER}_URL override them."""
-    if path.exists():
-        from failavoid.services import SettingsError, load_settings
+def load(path: Path | None = None) -> CliSettings:
+    """Read the settings; FAILAVOID_{MONITOR,RESOURCE_MANAGER,CONTROLLER}_URL override them. Raises CliError."""
+    import yaml
 
+    from failavoid.shared.messages import from_dict
+
+    path = path or SETTINGS
+    settings = CliSettings()
+    if path.exists():
         try:
-            settings = load_settings(CliSettings, path)
-        except SettingsError as error:
-            raise CliError(str(error)) from error
-    else:
-        settings = CliSettings()
-    for service in ("monitor", "resource_manager", "controller"):
+            settings = from_dict(CliSettings, yaml.safe_load(path.read_text()) or {})
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise CliError(f"{path} can't be used: {' '.join(str(error).split())}") from error
+    for service in SERVICES:
         url = os.environ.get(f"FAILAVOID_{service.upper()}_URL")
         if url:
-            setattr(settings, service, url)
+            setattr(settings, service, url.rstrip("/"))
     return settings
+
+
+def user() -> pwd.struct_passwd:
+    """Who runs this program, by the kernel's word: the environment's may be another's. Raises CliError."""
+    try:
+        return pwd.getpwuid(os.getuid())
+    except KeyError as error:
+        raise CliError(f"there is no user with the id {os.getuid()} on this host") from error
 
 
 def token() -> str:
     """The caller's token: FAILAVOID_TOKEN, or the user's file in /etc/failavoid/tokens. Raises CliError."""
     given = os.environ.get("FAILAVOID_TOKEN")
     if given:
-        return given
-    path = Path(os.environ.get("FAILAVOID_TOKEN_FILE", TOKENS / getpass.getuser()))
+        return given.strip()
+    named = os.environ.get("FAILAVOID_TOKEN_FILE")
+    path = Path(named) if named else TOKENS / user().pw_name
     try:
         return path.read_text().strip()
     except OSError as error:
         raise CliError(
             f"{path}: your token can't be read ({error.strerror}). An administrator adds users with "
             "service_common_job_users; another file is named by FAILAVOID_TOKEN_FILE",
-            status=4,
+            NO_TOKEN,
         ) from error

@@ -18,7 +18,7 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from failavoid.playbook_runner import PlaybookResult, run_playbook
+from failavoid.playbook_runner import OnEvent, PlaybookResult, run_playbook
 from failavoid.resource_manager import placement
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.store import State, Store
@@ -140,7 +140,7 @@ class Launcher:
         absent = self._guests_of(ident, "booting")
         try:
             self._remove_on_hosts(absent)
-        except LaunchError as error:  # they stay in the picture, as lost, until a host is rid of them
+        except Exception as error:  # they stay in the picture, as lost, until a host is rid of them
             log.warning("guests of job %s could not be removed: %s", ident, error)
             absent = []
         with self._store.change() as state:
@@ -225,21 +225,23 @@ class Launcher:
         for guest in missing:
             private, public_keys[guest.name] = _host_key()
             identities[guest.name] = self._identity(guest, job.request, private, addresses)
+        terms = self._terms(job.request, image)
+
+        def up(_host: str, _task: str, result: dict[str, Any]) -> None:
+            """A host's guests are ready as soon as it says so: others may take longer."""
+            with self._store.change() as state:
+                for name in _running(result) & public_keys.keys():
+                    state.guests[name].state, state.guests[name].image = "ready", image.digest
+                    state.public_keys[name], state.terms[name] = public_keys[name], terms
+
         result = self._run(
             "launch.yml",
             ident,
             {"launch_guests": [self._launched(guest, image) for guest in missing], "launch_identities": identities},
             BOOT_S + SECONDS_A_GUEST * len(missing),
+            up,
         )
-        started = _started(result)
-        with self._store.change() as state:
-            for guest in missing:
-                if guest.name in started:
-                    state.guests[guest.name].state = "ready"
-                    state.guests[guest.name].image = image.digest
-                    state.public_keys[guest.name] = public_keys[guest.name]
-                    state.terms[guest.name] = self._terms(job.request, image)
-        absent = sorted({guest.name for guest in missing} - started)
+        absent = [guest.name for guest in self._guests_of(ident, "booting")]
         if not result.ok or absent:
             words = "; ".join(result.failures) or f"guests {', '.join(absent)} were not started, see {result.log}"
             raise LaunchError(words)
@@ -307,11 +309,22 @@ class Launcher:
         ]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
-    def _run(self, playbook: str, ident: str, variables: dict[str, Any], timeout: float = 300.0) -> PlaybookResult:
+    def _run(
+        self,
+        playbook: str,
+        ident: str,
+        variables: dict[str, Any],
+        timeout: float = 300.0,
+        on_event: OnEvent | None = None,
+    ) -> PlaybookResult:
         logs = Path(self._settings.state) / "logs"
         for old in sorted(logs.glob("*.log"), key=lambda path: path.stat().st_mtime)[:-LOGS]:
             old.unlink(missing_ok=True)
-        return run_playbook(playbook, Path(self._settings.inventory), variables, ident, logs, timeout)
+        inventory = Path(self._settings.inventory)
+        try:
+            return run_playbook(playbook, inventory, variables, ident, logs, timeout, on_event=on_event)
+        except OSError as error:
+            raise LaunchError(f"{playbook} could not be run: {error}") from error
 
 
 def release(state: State, ident: str) -> None:
@@ -342,12 +355,7 @@ def _host_key() -> tuple[str, str]:
     return private, public
 
 
-def _started(result: PlaybookResult) -> set[str]:
-    """The guests that the playbook's results name as running, pinned as they should be."""
-    started = set()
-    for tasks in result.host_results.values():
-        for task in tasks.values():
-            for guest in task.get("guests") or []:
-                if isinstance(guest, dict) and guest.get("state") == "running" and guest.get("pin_verified"):
-                    started.add(str(guest["guest"]))
-    return started
+def _running(result: dict[str, Any]) -> set[str]:
+    """The guests that a task's result names as running, pinned as they should be."""
+    guests = [guest for guest in result.get("guests") or [] if isinstance(guest, dict)]
+    return {str(guest["guest"]) for guest in guests if guest.get("state") == "running" and guest.get("pin_verified")}

@@ -9,141 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
-from fastapi.testclient import TestClient
+from resource_manager_site import KEY, OPERATOR, PATIENCE_S, SECRET, SERVICE, USER, Site, bearer
 
 from failavoid.playbook_runner import PlaybookResult
 from failavoid.resource_manager import launch, leases, service
-from failavoid.resource_manager.launch import Launcher
-from failavoid.resource_manager.settings import HostSettings, Settings
+from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.store import Store
 from failavoid.resource_manager.watch import Watch
 from failavoid.services import SettingsError, load_settings
-from failavoid.shared.messages import Guest, Host, Job, JobRequest, Membership, from_dict
-from failavoid.shared.tokens import mint, verify
-
-SECRET = b"s" * 48
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ failavoid"
-PATIENCE_S = 20.0
-
-
-def bearer(role, subject="ada"):
-    return {"Authorization": f"Bearer {mint(SECRET, role, subject)}"}
-
-
-SERVICE, OPERATOR, USER = bearer("service", "controller"), bearer("operator", "root"), bearer("user")
-
-
-class Site:
-    """A resource manager whose hosts' libvirt and playbooks are played. ``running`` are the hosts' guests, by UUID."""
-
-    def __init__(self, folder, monkeypatch, hosts=4):
-        image = folder / "sysimage" / "current"
-        image.mkdir(parents=True, exist_ok=True)
-        manifest = {"digest": "d1", "root": "r1", "classes": {"guest": {"init": "/init", "kernel_arguments": "quiet"}}}
-        (image / "manifest.json").write_text(json.dumps(manifest))
-        self.settings = Settings(
-            hosts=[HostSettings(f"host{n}", f"10.0.0.{n}", 2048 * 1024, {"0": [0, 1]}) for n in range(1, hosts + 1)],
-            head_address="10.0.0.100",
-            guest_network="10.0.2.0/24",
-            prefix=16,
-            state=str(folder / "state"),
-            sysimage=str(folder / "sysimage"),
-        )
-        self.running = {f"10.0.0.{n}": {} for n in range(1, hosts + 1)}
-        self.silent, self.calls, self.fail = set(), [], {}
-        self.hold = threading.Event()
-        self.hold.set()
-        monkeypatch.setattr(launch, "run_playbook", self.play)
-        self.start()
-
-    def start(self):
-        """Begin a life of the service; one before is forgotten as kill -9 would."""
-        self.store = Store(Path(self.settings.state))
-        service.take_hosts(self.store, self.settings)
-        self.launcher = Launcher(self.settings, self.store, SECRET)
-        self.watch = Watch(self.settings, self.store, self.launcher, self.look)
-        self.api = TestClient(service.make_api(self.settings, self.store, self.launcher, self.watch, SECRET))
-
-    def look(self, address):
-        return None if address in self.silent else set(self.running[address])
-
-    def address(self, host):
-        return f"10.0.0.{host[4:]}"
-
-    def play(self, playbook, inventory, variables, ident, log_dir, timeout_s, **_):
-        self.calls.append((playbook, variables))
-        log = log_dir / f"{ident}.log"
-        if playbook == "launch.yml":
-            self.hold.wait(PATIENCE_S)
-        failure = self.fail.get(playbook)
-        if isinstance(failure, list):
-            failure = failure.pop(0) if failure else None
-        if failure:
-            return PlaybookResult(2, "failed", log, {}, [failure])
-        results = {}
-        for guest in variables.get("launch_guests", []):
-            self.running[self.address(guest["host"])][guest["uuid"]] = guest
-            said = {"guest": guest["name"], "state": "running", "pin_verified": True}
-            results.setdefault(guest["host"], {}).setdefault("start", {"guests": []})["guests"].append(said)
-        for guest in variables.get("remove_guests", []):
-            self.running[self.address(guest["host"])].pop(guest["uuid"], None)
-            results.setdefault(guest["host"], {"remove": {}})
-        for key in ("retire_host", "restore_host"):
-            if key in variables:
-                results[variables[key]] = {"mark": {}}
-        return PlaybookResult(0, "successful", log, results)
-
-    def played(self, playbook):
-        return [variables for name, variables in self.calls if name == playbook]
-
-    def ask(self, headers=USER, **changes):
-        body = {
-            "user": "ada",
-            "uid": 1000,
-            "gid": 1000,
-            "public_key": KEY,
-            "hosts": 2,
-            "guests_per_host": 2,
-            "guest_memory_kb": 262144,
-            **changes,
-        }
-        return self.api.post("/jobs", json=body, headers=headers)
-
-    def job(self, ident):
-        return from_dict(Job, self.api.get(f"/jobs/{ident}", headers=USER).json())
-
-    def until(self, happened, what):
-        deadline = time.monotonic() + PATIENCE_S
-        while not happened():
-            assert time.monotonic() < deadline, what
-            time.sleep(0.01)
-
-    def ready(self, **changes):
-        answer = self.ask(**changes)
-        assert answer.status_code == 200, answer.text
-        ident = answer.json()["id"]
-        self.until(lambda: self.job(ident).state != "allocating", f"{ident} is still allocating")
-        job = self.job(ident)
-        assert job.state == "ready", job.message
-        return job
-
-    def end(self, ident, status=0, message="", headers=USER):
-        return self.api.post(f"/jobs/{ident}/ended", json={"exit_status": status, "message": message}, headers=headers)
-
-    def picture(self):
-        return from_dict(Membership, self.api.get("/membership", headers=bearer("reader")).json())
-
-    def pools(self):
-        return {host.name: host.pool for host in self.picture().hosts}
-
-    def host(self, name):
-        return next(host for host in self.picture().hosts if host.name == name)
-
-    def guests(self, job=None):
-        return {guest.name: guest for guest in self.picture().guests if job is None or guest.job == job}
-
-    def post(self, path, body=None, headers=SERVICE):
-        return self.api.post(path, json=body or {}, headers=headers)
+from failavoid.shared.messages import Guest, Host, Job, JobRequest, from_dict
+from failavoid.shared.tokens import verify
 
 
 @pytest.fixture
@@ -297,7 +172,7 @@ def test_guests_that_do_not_come_up_fail_the_job_and_leave_nothing_behind(site):
 
 
 def test_a_playbook_that_names_no_guest_has_started_none(site, monkeypatch):
-    monkeypatch.setattr(launch, "run_playbook", lambda *words: PlaybookResult(0, "successful", Path("/x.log"), {}, []))
+    monkeypatch.setattr(launch, "run_playbook", lambda *words, **_: PlaybookResult(0, "successful", Path("/x.log"), {}, []))
     ident = site.ask().json()["id"]
     site.until(lambda: site.job(ident).state == "failed", "the job did not fail")
     assert "were not started" in site.job(ident).message
@@ -313,6 +188,21 @@ def test_a_guest_that_can_be_neither_started_nor_removed_keeps_its_address_from_
     (new,) = site.guests(site.ready(hosts=1, guests_per_host=1).id).values()
     assert new.address != left.address
     assert left.name not in site.guests()
+
+
+def test_guests_that_are_up_are_kept_when_others_of_the_job_fail(site, monkeypatch):
+    def half(playbook, inventory, variables, ident, log_dir, timeout_s, on_event=None):
+        if playbook == "launch.yml":
+            good = [guest for guest in variables["launch_guests"] if guest["host"] == "host1"]
+            site.play(playbook, inventory, {"launch_guests": good}, ident, log_dir, timeout_s, on_event)
+            return PlaybookResult(2, "failed", Path("/x.log"), {}, ["host2: no memory"])
+        return site.play(playbook, inventory, variables, ident, log_dir, timeout_s, on_event)
+
+    monkeypatch.setattr(launch, "run_playbook", half)
+    ident = site.ask().json()["id"]
+    site.until(lambda: set(site.pools().values()) == {"free"}, "hosts are not free")
+    assert "host2: no memory" in site.job(ident).message
+    assert [(guest.host, guest.state) for guest in site.guests().values()] == [("host1", "ready")] * 2
 
 
 def test_a_job_ended_while_its_guests_boot_frees_its_hosts_when_they_are_up(site):
