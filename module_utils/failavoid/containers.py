@@ -215,6 +215,11 @@ def start(testbed: Testbed, container: Container) -> None:
     """Start a container from the current image; ``await_ready`` waits for it."""
     stop(testbed, container.name)
     folder = testbed.folder(container.name)
+    if cable(container.name) is not None:
+        raise ContainerError(
+            f"{container.name}: another container of that name runs on this machine, on the bridge"
+            f" {cable(container.name)}; end it, or name this host differently"
+        )
     image = (testbed.store / "current").resolve()
     tree = image / "classes" / container.node_class
     if not tree.is_dir():
@@ -365,14 +370,21 @@ def stop(testbed: Testbed, name: str) -> bool:
             os.kill(pid, signal.SIGKILL)
     testbed.groups.remove(name)
     wait_for(lambda: not _nspawns(folder), 10)
-    if Path("/sys/class/net", f"vb-{name}").exists():
+    if cable(name) == testbed.bridge:
         run("ip", "link", "delete", f"vb-{name}", check=False)
     unmount(folder)
     if folder.exists():
         shutil.rmtree(folder)
-    with contextlib.suppress(OSError):
-        Path("/run/systemd/nspawn/propagate", name).rmdir()
+    if cable(name) is None:
+        with contextlib.suppress(OSError):
+            Path("/run/systemd/nspawn/propagate", name).rmdir()
     return there
+
+
+def cable(name: str) -> Optional[str]:
+    """Return the bridge that a container's network cable ends in, or None."""
+    master = Path("/sys/class/net", f"vb-{name}", "master")
+    return master.readlink().name if master.is_symlink() else None
 
 
 def _nspawns(folder: Path) -> List[int]:

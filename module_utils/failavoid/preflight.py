@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 from . import cgroups
-from .containers import Testbed
+from .containers import Testbed, cable
 
 SYSTEMS = {("debian", "12"), ("debian", "13")}
 PROGRAMS = {
@@ -43,6 +43,7 @@ class Facts:
     memory_mib: int = 0  # available, or in use by the testbed itself
     disk_mib: Dict[str, int] = field(default_factory=dict)  # folder -> free
     routes: List[Tuple[str, str]] = field(default_factory=list)  # (network, device)
+    cables: Dict[str, str] = field(default_factory=dict)  # container -> bridge
     devices: Dict[str, str] = field(default_factory=dict)  # network device -> kind
     has_image: bool = False
 
@@ -57,6 +58,7 @@ def look(testbed: Testbed) -> Facts:
         memory_mib=_memory_mib(testbed.groups),
         disk_mib={str(folder): _free_mib(folder) for folder in (testbed.base, testbed.store)},
         routes=_routes(),
+        cables={c.name: bridge for c in testbed.containers for bridge in [cable(c.name)] if bridge},
         devices=_devices(),
         has_image=(testbed.store / "current").exists(),
     )
@@ -127,6 +129,12 @@ def _network_problems(facts: Facts, testbed: Testbed) -> List[str]:
             found.append(
                 f"The testbed's network {network} overlaps {route}, which {device} has: take another network for"
                 f" testbed_host_address and the inventory's ansible_host, or end what uses {device}."
+            )
+    for name, bridge in facts.cables.items():
+        if bridge != testbed.bridge:
+            found.append(
+                f"{name}: another container of that name runs on this machine, on the bridge {bridge}: end it, or name"
+                f" this host differently."
             )
     seen = {testbed.address: "this machine"}
     for container in testbed.containers:

@@ -128,6 +128,14 @@ def test_a_host_that_is_no_longer_declared_ends(testbed):
     assert not testbed.folder("try02").exists()
 
 
+def test_a_host_of_another_testbed_is_not_touched_by_its_name(testbed, site):
+    name = site.groups["hypervisor"][0]
+    result = module(containers=[HOST, {**HOST, "name": name, "address": "10.79.1.3"}])
+    assert f"{name}: another container of that name runs on this machine" in result["msg"]
+    assert site.run(name, "hostname").strip() == name
+    assert module()["removed"] == []
+
+
 def test_cleaning_leaves_nothing_also_when_half_is_gone(testbed):
     for pid in containers._nspawns(testbed.folder("try01")):
         os.kill(pid, signal.SIGKILL)

@@ -39,6 +39,7 @@ def test_a_good_machine_has_no_problem():
         (good(disk_mib={str(BASE): 100, str(STORE): 9000}), [str(BASE), "100 MiB free", "300 MiB are needed"]),
         (good(disk_mib={str(BASE): 900, str(STORE): 900}, has_image=False), [str(STORE), "2048 MiB are needed"]),
         (good(devices={"failavoid0": "dummy"}), ["failavoid0", "no bridge (dummy)", "testbed_host_bridge"]),
+        (good(cables={"host01": "other0", "host02": "failavoid0"}), ["host01", "other0", "name this host differently"]),
         (good(routes=[("10.0.0.0/8", "tun0")]), ["10.77.0.0/16 overlaps 10.0.0.0/8", "tun0", "testbed_host_address"]),
     ],
 )
