@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 PACKAGES := gcc libvirt-dev pkg-config python3-dev python3-venv \
-  fuse3 iproute2 lxcfs mmdebstrap openssh-client procps systemd-container
+  fuse3 iproute2 lxcfs mmdebstrap openmpi-bin openssh-client procps python3-mpi4py python3-numpy systemd-container
 
 .PHONY: help
 help: ## list the targets
