@@ -102,7 +102,7 @@ class Plot:
         return self.bottom - (self.bottom - self.top) * share
 
 
-def memory_chart(run: Run, seconds: float, width: int, limits: tuple[float, float]) -> str:
+def memory_chart(run: Run, seconds: float, limits: tuple[float, float], width: int) -> str:
     """Memory in use of every host over a run, with the thresholds and the moment of each event.
 
     ``seconds``: what the axis ends with, for all runs alike; ``limits``: danger and failure.
@@ -130,7 +130,7 @@ def memory_chart(run: Run, seconds: float, width: int, limits: tuple[float, floa
         y = plot.top - 8 - row * ROW
         at = plot.x(moments[name])
         bad = " bad" if name == "OOM killer" else ""
-        parts.append(f'<line class="event{bad}" x1="{at:.1f}" x2="{at:.1f}" y1="{y + 3}" y2="{plot.bottom}"/>')
+        parts.append(f'<line class="event{bad}" x1="{at:.1f}" x2="{at:.1f}" y1="{y - 10}" y2="{plot.bottom}"/>')
         parts.append(f'<text class="event-text{bad}" x="{x:.1f}" y="{y:.1f}">{escape(name)}</text>')
     parts += _ends(series, kinds, plot, narrow)
     frame = " ".join(f"{value:.1f}" for value in (plot.left, plot.right, plot.first, plot.last, plot.top, plot.bottom))
@@ -200,35 +200,35 @@ def _rows(places: dict[str, float], width: float) -> dict[str, tuple[float, int]
     rows: dict[str, tuple[float, int]] = {}
     for name, x in sorted(places.items(), key=lambda item: -item[1]):
         size = CHARACTER * len(name)
-        start = min(max(2.0, x - 3), width - size - 2)
+        start = x + 4 if x + 4 + size < width else x - 4 - size
         row = next((number for number, left in enumerate(ends) if start + size + 8 <= left), len(ends))
         # the line down from a label higher up must not cross a label below it
-        ends[row : row + 1] = [start]
+        ends[row : row + 1] = [start - 4]
         for lower in range(row):
-            ends[lower] = min(ends[lower], start)
+            ends[lower] = min(ends[lower], start - 4)
         rows[name] = (start, row)
     return rows
 
 
 def _ends(series: dict[str, list[tuple[float, float]]], kinds: dict[str, str], plot: Plot, narrow: bool) -> list[str]:
     """The hosts' names beside the ends of their lines; the ordinary ones together."""
-    labels: list[tuple[float, float, str, str]] = []  # y, x, words, kind
+    x = plot.x(max(points[-1][0] for points in series.values())) + 7
+    labels: list[tuple[float, str, str]] = []  # y, words, kind
     for kind in ("failing", "spare", "used", "idle"):
         hosts = sorted(host for host in series if kinds[host] == kind)
         if not hosts:
             continue
-        ends = sorted((series[host][-1][1], series[host][-1][0]) for host in hosts)
-        share, seconds = ends[len(ends) // 2]
+        ends = sorted(series[host][-1][1] for host in hosts)
         if kind in ("failing", "spare") or len(hosts) == 1:
             word = {"failing": "", "spare": "spare ", "used": "", "idle": "idle "}[kind]
             words = hosts[0] if narrow else word + hosts[0]
         else:
-            words = f"{len(hosts)} {'idle' if kind == 'idle' else 'others'}"
-        labels.append((plot.y(share), plot.x(seconds) + 6, words, kind))
+            words = f"{len(hosts)} {kind if kind == 'idle' else 'others' if 'failing' in kinds.values() else 'hosts'}"
+        labels.append((plot.y(ends[len(ends) // 2]), words, kind))
     labels.sort()
     parts, above = [], -math.inf
     lowest = plot.bottom - 14 * (len(labels) - 1)
-    for number, (y, x, words, kind) in enumerate(labels):
+    for number, (y, words, kind) in enumerate(labels):
         above = max(above + 14, min(y, lowest + 14 * number))
         parts.append(f'<text class="host {kind}" x="{x:.1f}" y="{above + 4:.1f}">{escape(words)}</text>')
     return parts

@@ -44,6 +44,7 @@ class Picture:
     """A chart in two widths, of which a style sheet shows one."""
 
     title: str
+    remark: str
     wide: Markup
     narrow: Markup
 
@@ -73,9 +74,14 @@ def render(record: Record, report: dict[str, Any]) -> str:
             (panel, _when(protected, panel.moment), Markup(rack.draw(panel, record.hosts)))
             for panel in (rack.panels(protected) if protected else [])
         ],
-        charts=[_picture(RUNS[run.name], charts.memory_chart, run, seconds, limits) for run in runs],
+        charts=[
+            _picture(RUNS[run.name], cards[run.name].outcome.lower(), charts.memory_chart, run, seconds, limits)
+            for run in runs
+        ],
         series=Markup(_series(runs)),
-        timeline=_timeline(evacuation) if evacuation and accepted(evacuation) is not None else None,
+        timeline=_picture("timeline", "", charts.timeline_chart, evacuation)
+        if evacuation and accepted(evacuation) is not None
+        else None,
         peers=Markup(charts.peers_chart(protected, alarm, 520)) if protected and alarm else "",
         words=[(RUNS[run.name], run, run.output[-TAIL:]) for run in runs],
         legend=[shades.shade(number / 20) for number in range(21)],
@@ -196,12 +202,8 @@ def _hog(run: dict[str, Any]) -> Card:
     return card
 
 
-def _picture(title: str, draw: Callable[..., str], run: Run, seconds: float, limits: tuple[float, float]) -> Picture:
-    return Picture(title, *(Markup(draw(run, seconds, width, limits)) for width in (WIDE, NARROW)))
-
-
-def _timeline(evacuation: Any) -> Picture:
-    return Picture("timeline", *(Markup(charts.timeline_chart(evacuation, width)) for width in (WIDE, NARROW)))
+def _picture(title: str, remark: str, draw: Callable[..., str], *what: Any) -> Picture:
+    return Picture(title, remark, Markup(draw(*what, width=WIDE)), Markup(draw(*what, width=NARROW)))
 
 
 def _when(run: Run | None, moment: float) -> str:

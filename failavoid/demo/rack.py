@@ -11,7 +11,7 @@ from failavoid.demo.runs import Run
 from failavoid.demo.shades import shade
 from failavoid.shared.messages import Evacuation, Guest, Membership, Migration, Sample
 
-WIDTH, EDGE, GUTTER = 348, 10, 30
+WIDTH, EDGE, GUTTER = 348, 10, 24  # the arrow is drawn in the gutter, beside the rack
 UNIT, GAP = 64, 9  # height of a host, and between two
 INNER = WIDTH - 2 * EDGE - GUTTER  # width of a host
 
@@ -76,7 +76,7 @@ def draw(panel: Panel, hosts: list[HostFacts]) -> str:
     names = sorted(host.name for host in hosts) or sorted(host.name for host in panel.membership.hosts)
     height = 2 * EDGE + len(names) * (UNIT + GAP) - GAP
     tops = {name: float(EDGE + number * (UNIT + GAP)) for number, name in enumerate(names)}
-    parts = [f'<rect class="cabinet" x=".5" y=".5" width="{WIDTH - 1}" height="{height - 1}" rx="9"/>']
+    parts = [f'<rect class="cabinet" x=".5" y=".5" width="{WIDTH - GUTTER - 1}" height="{height - 1}" rx="9"/>']
     for name in names:
         parts += _host(panel, name, tops[name])
     parts += _arrows(panel, tops)
@@ -135,7 +135,7 @@ def _ring(top: float) -> str:
 
 def _cores(sample: Sample | None, x: float, y: float) -> list[str]:
     cores = sample.cores if sample else []
-    size = min(10.0, (INNER - 20) / max(1, len(cores)) - 2)
+    size = min(13.0, (INNER - 20) / max(1, len(cores)) - 2.5)
     return [
         f'<g class="{shade(use)}"><rect class="core" x="{x + i * (size + 2.5):.1f}" y="{y}" width="{size:.1f}" '
         f'height="9" rx="2"><title>core {i}: {use:.0%} in use</title></rect></g>'
@@ -197,9 +197,9 @@ def _arrows(panel: Panel, tops: dict[str, float]) -> list[str]:
     for source, destination in ways:
         if source not in tops or destination not in tops:
             continue
-        x, start, end = EDGE + INNER + 5, tops[source] + UNIT / 2, tops[destination] + UNIT / 2
+        x, start, end = EDGE + INNER + 4, tops[source] + UNIT / 2, tops[destination] + UNIT / 2
         bend = 14 if start < end else -14
-        out = x + 19
+        out = x + 26
         parts.append(
             f'<path class="way" d="M{x} {start} h5 Q{out} {start} {out} {start + bend} V{end - bend} '
             f'Q{out} {end} {x + 6} {end}"><title>{escape(source)} to {escape(destination)}</title></path>'

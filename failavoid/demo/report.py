@@ -15,7 +15,7 @@ from failavoid.shared.messages import Alarm, Evacuation, Sample, Step, to_dict
 STEPS = ("alarm", "leased", "noticed", "gathered", "migrating", "verified", "released", "retired")
 RULES = ("robust", "paper", "threshold")
 DANGER, FAILURE = 0.75, 0.90  # shares of a host's memory; an alarm's evidence says what the monitor was set to
-GUEST_PROCESS = "(qemu-system"  # as the kernel's OOM killer writes the name of what it killed
+GUEST_PROCESS = "qemu"  # in the name of what the kernel's OOM killer took
 Document = dict[str, Any]
 
 

@@ -69,7 +69,8 @@ class _Maker:
         run.ended = oom + 3
         run.guests_lost = [g.name for g in self.guests("control") if g.host == self.failing]
         run.oom_lines = [
-            f"[ 4711.25{n}] Memory cgroup out of memory: Killed process 81{n} (qemu-system-x86) total-vm:1200000kB"
+            f"[ 4711.25{n}] oom-kill:constraint=CONSTRAINT_MEMCG,oom_memcg=/failavoid/{self.failing},"
+            f"task_memcg=/failavoid/{self.failing}/machine.slice,task=qemu-system-x86,pid=81{n},uid=64055"
             for n in range(len(run.guests_lost))
         ]
         run.samples = self.samples(run, lambda host, t: self.growth(host, t, gone=56 if host == self.failing else None))
@@ -96,7 +97,7 @@ class _Maker:
             RuleEvent("threshold", self.failing, run.job, alarm_time + 4.0, "unavailable", 0.753),
         ]
         moves = [
-            Migration(g.name, self.failing, self.spare, [n % self.cores], 0, "moved", 3.1 + n / 10, 212.0 + n, 187654321)
+            Migration(g.name, self.failing, self.spare, [n % self.cores], 0, "moved", 3 + n / 10, 212.0 + n, 187654321)
             for n, g in enumerate(self.guests("protected"))
             if g.host == self.failing
         ]
