@@ -83,7 +83,7 @@ def perform(
         progress.note(f"  | {line}")
 
     progress.note(f"starting {scale.guests} ranks on {scale.hosts_in_use} hosts, policy {policy}")
-    job = start_job(site, scale, name, policy, growth, on_line)
+    job = start_job(site, scale, job_name(name), policy, growth, on_line)
     try:
         _wait_for_first_iteration(job, started)
         run.events["job started"] = time.time()
@@ -108,6 +108,11 @@ def perform(
     if run.failing_host:
         run.hog_remained = site.run(run.failing_host, "systemctl", "is-active", HOG_UNIT, check=False) == "active\n"
     return run
+
+
+def job_name(run: str) -> str:
+    """A run's name as a job's may be written."""
+    return run.replace("_", "-")
 
 
 def start_hog(site: Site, host: str, scale: Scale) -> None:
@@ -195,7 +200,7 @@ def _collect(services: Services, run: Run) -> None:
 
 
 def _job_of(services: Services, name: str) -> str:
-    jobs = [job for job in services.membership().jobs if job.request.name == name]
+    jobs = [job for job in services.membership().jobs if job.request.name == job_name(name)]
     return max(jobs, key=lambda job: job.created).id
 
 

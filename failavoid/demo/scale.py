@@ -29,7 +29,7 @@ class Scale:
     hog_growth: Growth  # run 3: the application itself takes as much on every host
     rule: str  # of the monitor, which raises the alarm
     hog_share: float = 0.5
-    hog_seconds: float = 8.0
+    hog_seconds: float = 20.0
 
     @property
     def guests(self) -> int:
@@ -47,7 +47,7 @@ SCALES = {
             hosts_idle=1,
             guests_per_host=2,
             guest_memory_mb=800,
-            growth=Growth(start_mb=40, rate_mb_s=6, limit_mb=280, hold_s=8),
+            growth=Growth(start_mb=20, rate_mb_s=3, limit_mb=170, hold_s=5),
             hog_growth=Growth(start_mb=40, rate_mb_s=40, limit_mb=500, hold_s=8),
             rule="robust",
         ),
@@ -58,7 +58,7 @@ SCALES = {
             hosts_idle=2,
             guests_per_host=2,
             guest_memory_mb=800,
-            growth=Growth(start_mb=40, rate_mb_s=6, limit_mb=280, hold_s=8),
+            growth=Growth(start_mb=20, rate_mb_s=3, limit_mb=170, hold_s=5),
             hog_growth=Growth(start_mb=40, rate_mb_s=40, limit_mb=500, hold_s=8),
             rule="robust",
         ),
