@@ -281,7 +281,7 @@ def _step(step: Step, plot: Plot, zero: float, top: float, narrow: bool) -> list
     kind = "bar open" if step.done is None else "bar side" if side else "bar"
     parts = [f"<g><title>{escape(title)}</title>"]
     if narrow:
-        parts.append(f'<text class="step" x="{plot.left}" y="{top + 12}">{name}<tspan class="axis" dx="7">')
+        parts.append(f'<text class="step" x="{plot.left}" y="{top + 12}">{name}<tspan class="axis plain" dx="7">')
         parts.append(f"{meaning}</tspan></text>")
     else:
         parts.append(f'<text class="axis" x="0" y="{top + 18}">{meaning}</text>')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from failavoid.demo import charts, rack, shades
 from failavoid.demo.record import Record
 from failavoid.demo.report import DANGER, FAILURE, accepted, alarm_of, evacuation_of
 from failavoid.demo.runs import Run
+from failavoid.shared.messages import Alarm
 
 WIDE, NARROW = 1120, 400
 TAIL = 12  # lines of a program's output that are shown
@@ -88,6 +90,7 @@ def render(record: Record, report: dict[str, Any]) -> str:
         light=Markup(shades.css(dark=False)),
         dark=Markup(shades.css(dark=True)),
         limits=limits,
+        ceiling=paper_ceiling(alarm) if alarm else "",
     )
 
 
@@ -97,6 +100,18 @@ def limits_of(run: Run | None) -> tuple[float, float]:
     settings = alarm.evidence.settings if alarm else {}
     danger, failure = settings.get("threshold", DANGER), settings.get("failure", FAILURE)
     return float(danger), float(failure)
+
+
+def paper_ceiling(alarm: Alarm) -> str:
+    """Why the paper's rule can't hold in a small job, where that is so: a host's own value is in mean and deviation."""
+    hosts, sigma = alarm.evidence.peers + 1, float(alarm.evidence.settings.get("sigma", 2.0))
+    highest = (hosts - 1) / math.sqrt(hosts)
+    if highest > sigma:
+        return ""
+    return (
+        f"Among {hosts} hosts none can be more than {highest:.2f} standard deviations above their mean, for its own "
+        f"value is part of both. Rule paper asks for {sigma:g}, so here it stays silent."
+    )
 
 
 def plural(number: int, word: str) -> str:

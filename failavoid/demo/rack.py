@@ -115,8 +115,8 @@ def _tag(pool: str, has_guests: bool, guests_come: bool) -> str:
     """What is said of a host beside its name."""
     if guests_come and not has_guests:
         return "leased spare"
-    if pool == "free":
-        return "free" if has_guests else "spare"
+    if pool == "free" and not has_guests:
+        return "spare"
     return "defunct" if pool == "defunct" else ""
 
 
