@@ -6,6 +6,7 @@ open while guests move, since guests keep their addresses.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shlex
@@ -13,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,16 +94,15 @@ def say(text: str) -> None:
 def user_key(home: Path) -> Path:
     """The user's key for guests, made once. Raises CliError or OSError."""
     key = home / ".ssh" / "failavoid"
-    if not key.exists() or not key.with_suffix(".pub").exists():
-        key.parent.mkdir(mode=0o700, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=key.parent) as folder:
-            new = Path(folder) / "key"
-            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "failavoid", "-f", str(new)]
+    key.parent.mkdir(mode=0o700, exist_ok=True)
+    with (key.parent / ".failavoid.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not key.exists() or not key.with_suffix(".pub").exists():
+            key.unlink(missing_ok=True)  # or ssh-keygen would ask
+            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "failavoid", "-f", str(key)]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
             if done.returncode:
                 raise CliError(f"no key could be made for guests: {done.stderr.strip()}")
-            new.replace(key)
-            new.with_suffix(".pub").replace(key.with_suffix(".pub"))
     return key
 
 

@@ -172,7 +172,8 @@ def test_guests_that_do_not_come_up_fail_the_job_and_leave_nothing_behind(site):
 
 
 def test_a_playbook_that_names_no_guest_has_started_none(site, monkeypatch):
-    monkeypatch.setattr(launch, "run_playbook", lambda *words, **_: PlaybookResult(0, "successful", Path("/x.log"), {}, []))
+    nothing = PlaybookResult(0, "successful", Path("/x.log"), {}, [])
+    monkeypatch.setattr(launch, "run_playbook", lambda *words, **_: nothing)
     ident = site.ask().json()["id"]
     site.until(lambda: site.job(ident).state == "failed", "the job did not fail")
     assert "were not started" in site.job(ident).message
