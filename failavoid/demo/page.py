@@ -38,6 +38,7 @@ class Card:
     expected: bool
     figure: str = ""
     unit: str = ""
+    number: int = 0
     facts: list[str] = field(default_factory=list)
 
 
@@ -65,6 +66,7 @@ def render(record: Record, report: dict[str, Any]) -> str:
     evacuation = evacuation_of(protected) if protected else None
     alarm = alarm_of(protected) if protected else None
     limits = limits_of(protected)
+    panels = rack.panels(protected) if protected else []
     cards = cards_of(report)
     seconds = max((span.last - span.zero for span in map(charts.span_of, runs)), default=10.0)
     return environment.get_template("report.html.j2").render(
@@ -72,10 +74,9 @@ def render(record: Record, report: dict[str, Any]) -> str:
         report=report,
         headline=headline(cards),
         cards=cards,
-        racks=[
-            (panel, _when(protected, panel.moment), Markup(rack.draw(panel, record.hosts)))
-            for panel in (rack.panels(protected) if protected else [])
-        ],
+        racks=[(panel, _when(protected, panel.moment), Markup(rack.draw(panel, record.hosts))) for panel in panels],
+        states=join([panel.title for panel in panels]),
+        not_run=join([f"run {n} ({RUNS[name].lower()})" for n, name in enumerate(RUNS, 1) if name not in cards]),
         charts=[
             _picture(RUNS[run.name], cards[run.name].outcome.lower(), charts.memory_chart, run, seconds, limits)
             for run in runs
@@ -100,6 +101,11 @@ def limits_of(run: Run | None) -> tuple[float, float]:
     settings = alarm.evidence.settings if alarm else {}
     danger, failure = settings.get("threshold", DANGER), settings.get("failure", FAILURE)
     return float(danger), float(failure)
+
+
+def join(words: list[str]) -> str:
+    """Words as in a sentence: a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def paper_ceiling(alarm: Alarm) -> str:
@@ -138,7 +144,11 @@ def cards_of(report: dict[str, Any]) -> dict[str, Card]:
         "protected": _protected,
         "memory_hog_application": _hog,
     }
-    return {name: make(report[name]) for name, make in makers.items() if report[name] is not None}
+    cards = {name: make(report[name]) for name, make in makers.items() if report[name] is not None}
+    for number, name in enumerate(makers, start=1):
+        if name in cards:
+            cards[name].number = number
+    return cards
 
 
 def _control(run: dict[str, Any]) -> Card:

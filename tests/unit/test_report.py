@@ -364,6 +364,7 @@ def test_a_missing_run_leaves_the_rest_readable(record, missing):
     page = page_of(record)
     assert len(page.xpath("//article")) == 2
     assert missing not in {one.get("data-run") for one in page.xpath("//article")}
+    assert "Not recorded: run" in text_of(page)
 
 
 def test_a_run_of_which_nothing_was_seen_is_still_told(record):
