@@ -21,6 +21,7 @@ from typing import Any
 
 from failavoid.cli import mpi
 from failavoid.cli.api import call
+from failavoid.cli.interrupts import Interrupts
 from failavoid.cli.settings import REFUSED, WRONG_WORDS, CliError, load, user
 from failavoid.shared.messages import Job, JobRequest, from_dict, to_dict
 
@@ -70,10 +71,7 @@ def run_job(request: RunRequest) -> int:
             every=request.every,
             name=request.name,
         )
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
-        job = from_dict(Job, call("resource_manager", "POST", "/jobs", to_dict(asked)))
-        return _follow(job, request, key, Path(who.pw_dir))
+        return _follow(asked, request, key, Path(who.pw_dir))
     except OSError as error:
         raise CliError(f"the job's files can't be written: {error}") from error
 
@@ -106,26 +104,26 @@ def user_key(home: Path) -> Path:
     return key
 
 
-def _interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _follow(job: Job, request: RunRequest, key: Path, home: Path) -> int:
+def _follow(asked: JobRequest, request: RunRequest, key: Path, home: Path) -> int:
     """From the job's acceptance to its end, which the resource manager is told whatever happens."""
+    interrupts = Interrupts()
+    job: Job | None = None
     status, message = 1, "it was not started"
     try:
+        with interrupts.held():
+            job = from_dict(Job, call("resource_manager", "POST", "/jobs", to_dict(asked)))
         say(f"job {job.id}: waiting for {len(job.guests)} guests on {request.hosts} hosts")
         job = _wait_until_ready(job)
-        status, message = _launch(job, request, key, home)
+        status, message = _launch(job, request, key, home, interrupts)
     except KeyboardInterrupt:
         status, message = ENDED_BY_USER, "ended by its user"
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # a second ctrl-C must not leave hosts taken
-        said = _report(job.id, status, message)
-    if said:
-        say(f"job {job.id}: {said}")
-    return LOST_STATUS if _is_loss(said) and status != 0 else status
+        interrupts.ignore()
+        if job is not None:
+            message = _report(job.id, status, message)
+    if job is not None and message:
+        say(f"job {job.id}: {message}")
+    return LOST_STATUS if _is_loss(message) and status != 0 else status
 
 
 def _wait_until_ready(job: Job) -> Job:
@@ -154,7 +152,7 @@ def _up(job: Job) -> int:
     return sum(guest["job"] == job.id and guest["state"] == "ready" for guest in guests)
 
 
-def _launch(job: Job, request: RunRequest, key: Path, home: Path) -> tuple[int, str]:
+def _launch(job: Job, request: RunRequest, key: Path, home: Path, interrupts: Interrupts) -> tuple[int, str]:
     """Start MPI in the job's guests and follow it; returns the exit status and what is to be noted of it."""
     folder = run_folder(home, job.id)
     environment = mpi.environment_of(job, request.every, dict(os.environ))
@@ -168,8 +166,10 @@ def _launch(job: Job, request: RunRequest, key: Path, home: Path) -> tuple[int, 
         patience_s=PATIENCE_S,
     )
     say(f"job {job.id}: {shlex.join(request.program)} on {' '.join(job.guests)}")
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process: subprocess.Popen[bytes] | None = None
     try:
+        with interrupts.held():
+            process = subprocess.Popen(command, env=environment, start_new_session=True)
         while True:
             try:
                 status = process.wait(LOOK_S)
@@ -180,7 +180,8 @@ def _launch(job: Job, request: RunRequest, key: Path, home: Path) -> tuple[int, 
                     _end(process)
                     return LOST_STATUS if _is_loss(ended) else ENDED_BY_USER, ended
     except KeyboardInterrupt:
-        _end(process)
+        if process is not None:
+            _end(process)
         raise
 
 
