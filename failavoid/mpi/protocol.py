@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 
 from failavoid.shared.page import Page, PageError, Slot
 
-POLL_S = 0.01  # of a stopped rank; its own page only, a few memory reads
+POLL_S = 0.05  # of a stopped rank: on an emulated processor waking up costs, and the other guests move meanwhile
 LOOK_AGAIN_S = 1.0  # for a page that is not there yet
 
 # How an epoch ended, as the leader tells it.
