@@ -60,7 +60,7 @@ def _wall(progress: Progress) -> dict[str, float]:
 
 def tell(report: dict[str, Any], folder: Path) -> int:
     """Print the outcome; 0 if each run ended as it should."""
-    control, protected, hog = report["control"], report["protected"], report["memory_hog_application"]
+    control, protected, hog = (report[name] for name in RUNS)
     released = (protected["timeline_s"] or {}).get("released")
     expected = {
         f"control: the job died with its guests ({control['guests_lost']} lost, cause {control['cause']})": (

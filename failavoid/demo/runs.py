@@ -178,6 +178,8 @@ def _follow(job: RunningJob, services: Services, run: Run, oom: OomWatch, progre
                 progress.note(f"{evacuation.id}: {evacuation.state} {evacuation.error}".rstrip())
                 if evacuation.state == "MIGRATING":
                     run.snapshots["during"] = services.membership()
+                if evacuation.state == "RETIRED":
+                    run.snapshots["moved"] = services.membership()
         if "out of memory" not in run.events and oom.killed():
             run.events["out of memory"] = time.time()
             run.snapshots["during"] = services.membership()

@@ -47,8 +47,8 @@ SCALES = {
             hosts_idle=1,
             guests_per_host=2,
             guest_memory_mb=800,
-            growth=Growth(start_mb=20, rate_mb_s=3, limit_mb=170, hold_s=5),
-            hog_growth=Growth(start_mb=40, rate_mb_s=40, limit_mb=500, hold_s=8),
+            growth=Growth(start_mb=20, rate_mb_s=6, limit_mb=260, hold_s=5),
+            hog_growth=Growth(start_mb=40, rate_mb_s=40, limit_mb=600, hold_s=8),
             rule="robust",
         ),
         Scale(
@@ -58,8 +58,8 @@ SCALES = {
             hosts_idle=2,
             guests_per_host=2,
             guest_memory_mb=800,
-            growth=Growth(start_mb=20, rate_mb_s=3, limit_mb=170, hold_s=5),
-            hog_growth=Growth(start_mb=40, rate_mb_s=40, limit_mb=500, hold_s=8),
+            growth=Growth(start_mb=20, rate_mb_s=6, limit_mb=260, hold_s=5),
+            hog_growth=Growth(start_mb=40, rate_mb_s=40, limit_mb=600, hold_s=8),
             rule="robust",
         ),
         Scale(
