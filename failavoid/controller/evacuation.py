@@ -20,7 +20,7 @@ from failavoid.controller.journal import Journal
 from failavoid.controller.manager import Cluster, ManagerError, ResourceManager
 from failavoid.controller.notices import NoticeBoard, Reports
 from failavoid.controller.playbooks import MigrateGuests, note_results, preparation
-from failavoid.controller.verification import GONE, MOVED, STAYED, Verifier
+from failavoid.controller.verification import MOVED, UNCLEAR, Verifier
 from failavoid.playbook_runner import PlaybookResult
 from failavoid.services import Changes
 from failavoid.shared.messages import Evacuation, Host, Lease, Migration, Placement
@@ -226,15 +226,18 @@ class EvacuationRun:
         self._done("migrating", None, f"the playbook ended: {result.status}")
         self._begin("verified")
         troubles = self.around.verifier.verify(evacuation)
-        removed = [m.guest for m in evacuation.migrations if m.state == GONE]
-        if not removed:  # else the playbook has good reason to complain
-            troubles += [f"the playbook says nothing of {guest}" for guest in self._guests() if guest not in named]
-            troubles += [f"the playbook: {failure}" for failure in result.failures]
-        if troubles:
+        troubles += [f"the playbook says nothing of {guest}" for guest in self._guests() if guest not in named]
+        troubles += [f"the playbook: {failure}" for failure in result.failures]
+        moved = self._in_state(MOVED)
+        if self._job_over() and not self._in_state(UNCLEAR):
+            # nobody's ranks are left to care for, and where the guests are is known
+            if not moved:
+                raise CancelledEvacuation("; ".join([f"job {evacuation.job} has ended, nothing has moved", *troubles]))
+            words = "; ".join([f"job {evacuation.job} has ended; {', '.join(moved)} moved", *troubles])
+        elif troubles:
             raise FailedEvacuation("; ".join(troubles))
-        words = f"{len(evacuation.migrations) - len(removed)} guests run on {evacuation.spare}"
-        if removed:
-            words += f"; the job ended meanwhile, and with it {', '.join(removed)}"
+        else:
+            words = f"{len(moved)} guests run on {evacuation.spare}"
         self._done("verified", "VERIFIED", words)
 
     def _address_of(self, guest: str) -> str:
@@ -264,7 +267,7 @@ class EvacuationRun:
     # -- the ways back -------------------------------------------------------------------------------------
 
     def _cancelled(self, reason: str) -> None:
-        """Release the ranks, end the playbook, return the spare. Nothing has moved: the gate never opened."""
+        """Release the ranks, end the playbook, return the spare: nothing has moved."""
         evacuation = self.evacuation
         with self.around.changed:
             evacuation.error = reason
@@ -290,15 +293,15 @@ class EvacuationRun:
             evacuation.error = reason
             self._begin("failed", reason)
             self.gate_cancelled = True
-        # Where a guest might be, nobody else is placed: only if all stayed, the spare is free again.
-        if any(m.state == MOVED for m in evacuation.migrations):
+        moved, unclear = self._in_state(MOVED), self._in_state(UNCLEAR)
+        if moved:
             self._try("tell where the guests run", self._commit)
-        elif not self._all_are(STAYED):
+        elif unclear:  # where a guest might be, nobody else is placed
             self._try(f"keep {evacuation.spare} from others", self._set_spare_aside)
         self._release_ranks()
-        if self._all_are(STAYED):
+        if not moved and not unclear:
             self._give_back(time.monotonic() + self.around.limits.give_back_timeout_s)
-        elif self._all_are(MOVED):
+        elif moved == self._guests():
             self._try(f"retire {evacuation.host}", lambda attempts: self._retire(None, attempts))
         self._done("failed", "FAILED", evacuation.error)
 
@@ -437,7 +440,8 @@ class EvacuationRun:
         if any(step.name == "released" and step.done for step in evacuation.steps):
             return
         self._begin("released")
-        end_epoch = self.around.board.cancel if self._all_are(STAYED) else self.around.board.finish
+        stayed = not self._in_state(MOVED) and not self._in_state(UNCLEAR)
+        end_epoch = self.around.board.cancel if stayed else self.around.board.finish
         end_epoch(evacuation.job, evacuation.epoch)
         with self.around.changed:
             self.around.changed.wait_for(
@@ -515,8 +519,8 @@ class EvacuationRun:
     def _job_over(self) -> bool:
         return self.around.cluster.job_is_over(self.evacuation.job)
 
-    def _all_are(self, state: str) -> bool:
-        return all(migration.state == state for migration in self.evacuation.migrations)
+    def _in_state(self, state: str) -> list[str]:
+        return sorted(migration.guest for migration in self.evacuation.migrations if migration.state == state)
 
     def _retire_reason(self) -> str:
         alarm = self.evacuation.alarm

@@ -406,6 +406,23 @@ def test_a_job_that_ends_while_its_guests_move_ends_the_evacuation_cleanly(world
     assert [m.state for m in ended.migrations] == ["moved", "cancelled"]
 
 
+def test_a_host_that_fails_before_its_guests_move_takes_the_job_but_not_the_spare(world):
+    world.stuck = True
+    world.ranks_behave()
+    evacuation = world.until_state(world.alarm(), "MIGRATING")
+    world.manager.job.state = "failed"
+    world.manager.change()
+    world.fail["guest1"] = lambda migration: ({"guest": "guest1", "state": "failed", "error": "killed"}, {})
+    world.fail["guest2"] = stays
+    world.stuck = False
+    ended = world.until_state(evacuation, "CANCELLED")
+    assert ended.error.startswith("job job-1 has ended, nothing has moved")
+    assert "killed" in ended.error
+    assert world.manager.spares == ["host4", "host5"]
+    assert world.manager.retired == {}
+    assert released(world)
+
+
 # -- restarts --------------------------------------------------------------------------------------------------
 
 
