@@ -134,9 +134,9 @@ def publish(store: Store, params: Dict[str, Any], check: bool) -> Dict[str, Any]
     begun = time.monotonic()
     missing = {"root": store.root(root), "image": store.image(digest)}
     if not check:
-        with store.locked():
+        with store.locked() as lock:
             if not store.root(root).is_dir():
-                build_root(store, declaration, Path(params["package_cache"]))
+                build_root(store, declaration, Path(params["package_cache"]), lock)
                 result["built"].append("root")
             if not store.image(digest).is_dir():
                 store.publish(declaration, digest)

@@ -24,6 +24,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
@@ -357,21 +358,24 @@ class Store:
         return link.readlink().name if link.is_symlink() and link.exists() else None
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the store's lock, and remove what an interrupted build left behind."""
+    def locked(self, patience_s: float = 300.0) -> Iterator[int]:
+        """Hold the store's lock, and remove what an interrupted build left behind.
+
+        Yields the lock's file descriptor: who passes it on to a program it starts keeps the store locked until
+        that program has ended too. Waits ``patience_s`` seconds at most. Raises SysimageError.
+        """
         for name in ("roots", "images", "staging"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
             (self.path / name).chmod(0o755)
         with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SysimageError(
-                    f"{self.path}: another program is building an image there; wait for it to end"
-                ) from None
+            deadline = time.monotonic() + patience_s
+            while not _try_lock(lock.fileno()):
+                if time.monotonic() > deadline:
+                    raise SysimageError(f"{self.path}: another program is building an image there; wait for it to end")
+                time.sleep(0.2)
             for leftover in self.path.glob("*/.building-*"):
                 remove_tree(leftover)
-            yield
+            yield lock.fileno()
 
     def publish(self, declaration: Declaration, digest: str) -> Path:
         """Make the image ``digest`` from its root, which must be there, and what is staged."""
@@ -439,6 +443,14 @@ class Store:
     def _digests(self, kind: str) -> List[str]:
         folder = self.path / kind
         return sorted(p.name for p in folder.glob("*") if _DIGEST.fullmatch(p.name)) if folder.is_dir() else []
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def remove_tree(path: Path) -> None:

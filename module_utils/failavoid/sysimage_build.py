@@ -58,8 +58,8 @@ def apt_options() -> List[str]:
     return lines
 
 
-def build_root(store: Store, declaration: Declaration, package_cache: Path) -> Path:
-    """Make the root of ``declaration`` in ``store``; the caller holds the store's lock.
+def build_root(store: Store, declaration: Declaration, package_cache: Path, lock: int) -> Path:
+    """Make the root of ``declaration`` in ``store``; the caller holds the store's lock, ``lock`` is its descriptor.
 
     Raises SysimageError with the last lines of the build's output.
     """
@@ -100,7 +100,7 @@ def build_root(store: Store, declaration: Declaration, package_cache: Path) -> P
     with log.open("w") as output:
         environment = {**os.environ, "INITRD": "No"}  # the kernel's package is not to make one of its own
         status = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, pass_fds=[lock]
         ).returncode
     if status != 0:
         lines = log.read_text().splitlines()[-8:]

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -236,7 +237,18 @@ def test_an_interrupted_build_is_neither_current_nor_in_the_way(store, monkeypat
 
 def test_two_builds_at_once_do_not_meet(store):
     other = Store(store.path)
-    with store.locked(), pytest.raises(SysimageError, match="another program is building"), other.locked():
+    with store.locked(), pytest.raises(SysimageError, match="another program is building"), other.locked(0):
+        pass
+
+
+def test_a_build_that_outlives_its_caller_keeps_the_store_locked(store):
+    with store.locked() as lock:
+        build = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
+    with pytest.raises(SysimageError, match="another program is building"), store.locked(0):
+        pass
+    build.kill()
+    build.wait()
+    with store.locked(0):
         pass
 
 
