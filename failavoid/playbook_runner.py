@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 # How often a run looks whether it was cancelled or has run out of time, in seconds.
 _LOOK_EVERY_S = 0.25
 _FORKS = 32
+CONNECTIONS_STAY_S = 1800  # SSH connections stay open for the next run
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _TASK_FAILED = ("runner_on_failed", "runner_on_unreachable")
 _TASK_ENDED = ("runner_on_ok", *_TASK_FAILED)
@@ -68,8 +69,7 @@ def project_folder() -> Path:
         if (place / "playbooks").is_dir():
             return place
     raise FileNotFoundError(
-        f"no playbooks in {' or '.join(map(str, places))}:"
-        " install failavoid from its wheel, or run it from a checkout"
+        f"no playbooks in {' or '.join(map(str, places))}: install failavoid from its wheel, or run it from a checkout"
     )
 
 
@@ -230,7 +230,8 @@ def _environment(private: Path, log_dir: Path) -> dict[str, str]:
         # kept between runs, so that the next one finds its connections open
         "ANSIBLE_SSH_CONTROL_PATH_DIR": str(home / "cp"),
         "ANSIBLE_SSH_ARGS": (
-            "-o ControlMaster=auto -o ControlPersist=300s -o PreferredAuthentications=publickey"
+            f"-o ControlMaster=auto -o ControlPersist={CONNECTIONS_STAY_S}s -o PreferredAuthentications=publickey"
+            " -o ServerAliveInterval=5 -o ServerAliveCountMax=3"  # a host that died must not be waited for
         ),
     }
 
@@ -253,9 +254,7 @@ def _messages(result: dict[str, Any]) -> list[str]:
     items = [item for item in result.get("results") or [] if isinstance(item, dict) and item.get("failed")]
     if items:
         return [message for item in items for message in _messages(item)]
-    message = str(
-        result.get("msg") or result.get("stderr") or result.get("censored") or "it failed without a word"
-    )
+    message = str(result.get("msg") or result.get("stderr") or result.get("censored") or "it failed without a word")
     return [message.strip()]
 
 

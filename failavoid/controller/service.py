@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 from failavoid.controller.api import build_app
+from failavoid.controller.connections import keep_connections
 from failavoid.controller.controller import Controller
 from failavoid.controller.evacuation import Surroundings
 from failavoid.controller.journal import Journal
@@ -22,6 +23,11 @@ from failavoid.services import Changes, SettingsError, load_settings, run, set_u
 from failavoid.shared.tokens import mint, read_secret
 
 
+def playbook_logs(settings: Settings) -> Path:
+    """Return the folder of the playbooks' logs, where their SSH connections are too."""
+    return Path(settings.state_dir) / "playbooks"
+
+
 def make_controller(settings: Settings, secret: bytes) -> Controller:
     """Put the controller's parts together. Raises OSError or sqlite3.Error if the folder can't be used."""
     limits, state = settings.limits, Path(settings.state_dir)
@@ -31,7 +37,7 @@ def make_controller(settings: Settings, secret: bytes) -> Controller:
     cluster = Cluster(manager, changed, news)
     playbook = MigratePlaybook(
         Path(settings.inventory),
-        state / "playbooks",
+        playbook_logs(settings),
         settings.url.rstrip("/"),
         limits.gather_timeout_s + limits.migration_timeout_s,
     )
@@ -59,6 +65,8 @@ def main() -> None:
         sys.exit(f"failavoid-controller: {error}; see secret and state_dir in {arguments.settings}")
     stop = threading.Event()
     threading.Thread(target=controller.around.cluster.follow, args=(stop,), daemon=True, name="membership").start()
+    connections = (Path(settings.inventory), playbook_logs(settings), stop)
+    threading.Thread(target=keep_connections, args=connections, daemon=True, name="connections").start()
     controller.resume()
     run(build_app(controller, secret), settings.listen, settings.port)
     stop.set()

@@ -10,6 +10,7 @@ from evacuation_world import PATIENCE_S, World
 from fastapi.testclient import TestClient
 
 from failavoid.controller.api import build_app
+from failavoid.controller.connections import keep_connections
 from failavoid.controller.playbooks import variables
 from failavoid.controller.settings import Settings
 from failavoid.services import SettingsError, load_settings
@@ -258,6 +259,20 @@ def test_64_guests_wait_at_once_and_all_hear_the_news(world):
     server.should_exit = True
     thread.join()
     assert heard == dict.fromkeys(range(1, 65), 1)
+
+
+# -- connections -------------------------------------------------------------------------------------------------
+
+
+def test_hosts_that_cannot_be_reached_are_named_before_they_have_to_be_evacuated(tmp_path, caplog):
+    (tmp_path / "hosts.yml").write_text(
+        "hypervisor: {hosts: {good: {ansible_connection: local}, bad: {ansible_host: 127.0.0.1, ansible_port: 1}}}\n"
+    )
+    stop = threading.Event()
+    stop.set()
+    keep_connections(tmp_path / "hosts.yml", tmp_path / "log", stop)
+    assert "bad: Connect: " in caplog.text
+    assert "good" not in caplog.text
 
 
 # -- settings and variables ----------------------------------------------------------------------------------------
