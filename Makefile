@@ -39,7 +39,7 @@ lint: venv ## ruff, mypy strict, yamllint, ansible-lint production
 	ruff format --check .
 	mypy
 	yamllint --strict .
-	ansible-lint --profile production
+	ansible-lint --profile production --offline
 
 .PHONY: demo
 demo: venv ## make the testbed and run the demonstration (SCALE=default|rack|paper)

@@ -34,7 +34,8 @@ options:
       - The guests, each with its C(name).
       - V(present) needs C(uuid), C(memory_kb), C(cores), C(numa_node), C(address), C(kernel), C(initrd)
         and C(cmdline), and takes C(vcpus), C(image) and C(user). V(arrived) needs C(cores) and C(numa_node).
-        V(expected) needs C(address), and takes C(boot_files). V(absent) takes C(uuid), and removes no other guest of that name.
+        V(expected) needs C(address), and takes C(boot_files). V(absent) takes C(uuid), and then removes no other
+        guest of that name.
     type: list
     elements: dict
     default: []
@@ -137,8 +138,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.failavoid import guests as guests_here
 from ansible.module_utils.failavoid.domain_xml import GuestSpec, HostSettings
 from ansible.module_utils.failavoid.guest_state import GuestLockedError
-from ansible.module_utils.failavoid.taps import TapError
 from ansible.module_utils.failavoid.names import InvalidNameError, check_name
+from ansible.module_utils.failavoid.taps import TapError
 
 HOST_FACTS = Path("/etc/failavoid/host.json")
 NEEDED = {

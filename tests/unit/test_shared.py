@@ -14,9 +14,7 @@ def test_ordinary_names_are_accepted(name):
     assert check_name("host", name) == name
 
 
-@pytest.mark.parametrize(
-    "name", ["", "x" * 64, "Host", "a.b", "{{ lookup('pipe', 'id') }}", "a\n", "../x", None]
-)
+@pytest.mark.parametrize("name", ["", "x" * 64, "Host", "a.b", "{{ lookup('pipe', 'id') }}", "a\n", "../x", None])
 def test_a_name_that_could_do_harm_is_refused_and_named(name):
     with pytest.raises(InvalidNameError, match="guest name"):
         check_name("guest", name)
