@@ -303,6 +303,7 @@ def peers_chart(run: Run, alarm: Alarm, width: int) -> str:
     }
     if alarm.host not in shares:
         return ""
+    shares[alarm.host] = alarm.evidence.value  # what the rule judged; later samples have grown on
     plot = Plot(14, width - 14, 40, 66, 0, 1)
     middle, danger = (plot.top + plot.bottom) / 2, plot.x(alarm.evidence.threshold)
     centre, scale = alarm.evidence.centre, alarm.evidence.scale

@@ -14,9 +14,9 @@ from markupsafe import Markup
 
 from failavoid.demo import charts, rack, shades
 from failavoid.demo.record import Record
-from failavoid.demo.report import DANGER, FAILURE, accepted, alarm_of, evacuation_of
+from failavoid.demo.report import DANGER, FAILURE, accepted, alarm_of, evacuation_of, step_of
 from failavoid.demo.runs import Run
-from failavoid.shared.messages import Alarm
+from failavoid.shared.messages import Alarm, Evacuation
 
 WIDE, NARROW = 1120, 400
 TAIL = 12  # lines of a program's output that are shown
@@ -91,6 +91,7 @@ def render(record: Record, report: dict[str, Any]) -> str:
         light=Markup(shades.css(dark=False)),
         dark=Markup(shades.css(dark=True)),
         limits=limits,
+        beside=prepared_beside(evacuation),
         ceiling=paper_ceiling(alarm) if alarm else "",
     )
 
@@ -106,6 +107,12 @@ def limits_of(run: Run | None) -> tuple[float, float]:
 def join(words: list[str]) -> str:
     """Words as in a sentence: a, b and c."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def prepared_beside(evacuation: Evacuation | None) -> bool:
+    """Whether the destination was ready before the ranks had stopped, so that none waited for it."""
+    prepared, gathered = step_of(evacuation, "prepare_destination"), step_of(evacuation, "gathered")
+    return bool(prepared and gathered and prepared.done and gathered.done and prepared.done <= gathered.done)
 
 
 def paper_ceiling(alarm: Alarm) -> str:
@@ -157,7 +164,8 @@ def _control(run: dict[str, Any]) -> Card:
     card.figure, card.unit = str(run["guests_lost"]), "guest lost" if run["guests_lost"] == 1 else "guests lost"
     where = run["failing_host"] or "a host"
     if run["cause"] == "oom":
-        card.facts.append(f"The kernel's OOM killer took the guests on {where}.")
+        taken = "a guest" if run["guests_lost"] == 1 else "guests"
+        card.facts.append(f"The kernel's OOM killer took {taken} on {where}.")
     elif died:
         card.facts.append("No OOM killer was seen to take its guests: the cause is another.")
     else:

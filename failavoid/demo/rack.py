@@ -45,9 +45,8 @@ def panels(run: Run) -> list[Panel]:
         if evacuation is not None and _moment_of_move(evacuation):
             panel.moving = [m for m in evacuation.migrations if m.state in ("moved", "running")]
         found.append(panel)
-    if (after := run.snapshots.get("moved") or run.snapshots.get("after")) is not None:
-        # while the job still ran: a moment later its memory is given back
-        moment = run.events.get("job ended", run.ended) - 2
+    if (after := run.snapshots.get("after")) is not None:
+        moment = _last_iteration(run) or run.events.get("job ended", run.ended)
         hog = run.failing_host if run.hog_remained else None
         panel = Panel("after", moment, after, nearest(run.samples, moment), job_guests, hog)
         panel.moved = {m.guest for m in evacuation.migrations if m.state == "moved"} if evacuation else set()
@@ -59,6 +58,11 @@ def _moment_of_move(evacuation: Evacuation | None) -> float | None:
     """The middle of the move, when its guests' memory is on its way."""
     step = next((step for step in evacuation.steps if step.name == "migrating"), None) if evacuation else None
     return (step.begun + (step.done or step.begun)) / 2 if step else None
+
+
+def _last_iteration(run: Run) -> float | None:
+    """When the job was last heard of at work: a moment later its memory is given back."""
+    return next((line.time for line in reversed(run.output) if line.text.startswith("iteration ")), None)
 
 
 def nearest(samples: list[Sample], moment: float) -> dict[str, Sample]:

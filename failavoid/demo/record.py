@@ -53,17 +53,17 @@ def make_record(site: Site, scale: Scale, runs: list[Run], wall_s: dict[str, flo
     """Put together what the runs have seen and what the hosts say of themselves."""
     facts = {host: json.loads(site.run(host, "cat", "/etc/failavoid/host.json")) for host in site.groups["hypervisor"]}
     some_host = site.groups["hypervisor"][0]
-    cores = sum(len(fact["cores"]) for fact in facts.values())
-    here = len({core for fact in facts.values() for core in fact["cores"]})
     warnings = []
-    if len({site.run(host, "cat", "/proc/sys/kernel/random/boot_id") for host in facts}) == 1:
+    if share_one_kernel(site, list(facts)):
+        counted = sum(len(fact["cores"]) for fact in facts.values())
+        there = len({core for fact in facts.values() for core in fact["cores"]})
         warnings.append(
-            f"The hosts are containers on one machine and share its {here} cores ({cores} are counted by them): "
+            f"The hosts are containers on one machine and share its {there} cores, which they count as {counted}: "
             "guests' pins overlap between hosts."
         )
     for run in runs:
-        for snapshot in run.snapshots.values():
-            warnings += [warning for host in snapshot.hosts for warning in host.warnings if warning not in warnings]
+        said = {warning for snapshot in run.snapshots.values() for host in snapshot.hosts for warning in host.warnings}
+        warnings += [f"In run {run.name.replace('_', ' ')}, {warning}." for warning in sorted(said)]
     return Record(
         scale=scale.name,
         hosts_in_use=scale.hosts_in_use,
@@ -78,3 +78,14 @@ def make_record(site: Site, scale: Scale, runs: list[Run], wall_s: dict[str, flo
         wall_s={name: round(seconds, 1) for name, seconds in wall_s.items()},
         runs={run.name: run for run in runs},
     )
+
+
+def share_one_kernel(site: Site, hosts: list[str]) -> bool:
+    """Whether the hosts are containers that tell the same moment of boot.
+
+    A container's boot_id is its own, the kernel's btime is not. It is computed anew at each read, hence the second.
+    """
+    if any(site.run(host, "systemd-detect-virt", "--container", check=False).strip() == "none" for host in hosts):
+        return False
+    booted = [int(site.run(host, "awk", "/^btime/ {print $2}", "/proc/stat")) for host in hosts]
+    return len(hosts) > 1 and max(booted) - min(booted) <= 1

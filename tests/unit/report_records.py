@@ -111,7 +111,8 @@ class _Maker:
         ]
         run.snapshots = {"before": self.membership("protected"), "during": self.membership("protected")}
         run.snapshots["after"] = self.membership("protected", after=True)
-        run.output = [Line(zero + 1, "iteration 1"), Line(zero + 66, "RESULT correct: 4711 == 4711")]
+        run.output = [Line(zero + 1, "iteration 1: 20 MiB"), Line(zero + 64, "iteration 250: 170 MiB")]
+        run.output.append(Line(zero + 66, "RESULT correct: 4711 == 4711"))
         return run
 
     def hog(self):

@@ -239,6 +239,16 @@ def test_the_rack_shows_guests_leaving_then_on_their_new_host(record):
     assert after.xpath(".//text[@class='tag-text bad']/text()") == ["defunct"]
 
 
+def test_the_rack_after_the_move_is_shown_while_the_job_still_ran(record):
+    """Its memory is given back before mpirun ends."""
+    run = record.runs["protected"]
+    given_back = run.output[-2].time + 0.6
+    for sample in run.samples:
+        if sample.time > given_back:
+            sample.metrics["mem_available_kb"] = sample.metrics["mem_total_kb"]
+    assert state(page_of(record), "after").xpath(".//text[@class='on share']/text()")[0] == "66%"
+
+
 def test_the_process_that_simulates_the_failure_is_drawn_where_it_is(record):
     page = page_of(record)
     assert len(state(page, "after").xpath(".//g[@class='hog']")) == 1
@@ -292,6 +302,24 @@ def test_a_step_that_was_not_done_is_drawn_open(record):
     chart = page.xpath("//svg[@aria-label='Timeline of the evacuation']")[0]
     assert len(chart.xpath(".//rect[@class='bar open']")) == 1
     assert "not done" in chart.text_content()
+
+
+def test_only_a_destination_ready_in_time_is_said_to_have_kept_no_rank_waiting(record):
+    said = "way to their barrier"
+    assert said in text_of(page_of(record))
+    prepared = next(s for s in record.runs["protected"].evacuations[0].steps if s.name == "prepare_destination")
+    prepared.done += 1
+    assert said not in text_of(page_of(record))
+
+
+def test_the_failing_host_stands_among_its_peers_where_the_rule_saw_it(record):
+    chart = page_of(record).xpath("//svg[contains(@aria-label, 'among its peers')]")[0]
+    assert chart.xpath(".//circle[@class='dot failing']/title/text()") == ["host02: 68.2%"]
+
+
+def test_one_guest_taken_is_not_told_as_several(record):
+    record.runs["control"].guests_lost = ["g0003"]
+    assert "OOM killer took a guest on host02" in card(page_of(record), "control")
 
 
 def test_the_moves_are_a_table(record):
@@ -374,6 +402,34 @@ def test_a_run_of_which_nothing_was_seen_is_still_told(record):
     page = page_of(record)
     assert len(page.xpath("//article")) == 3
     assert "No samples of this run were kept" in text_of(page)
+
+
+# -- what the hosts say of themselves ----------------------------------------------------------------------
+
+
+class SiteOf:
+    """Hosts that answer as `virtualization` and `booted` say."""
+
+    def __init__(self, virtualization, booted):
+        self.virtualization, self.booted = virtualization, booted
+
+    def run(self, host, *argv, check=True):
+        return self.virtualization[host] + "\n" if argv[0] == "systemd-detect-virt" else f"{self.booted[host]}\n"
+
+
+@pytest.mark.parametrize(
+    ("virtualization", "booted", "shared"),
+    [
+        (["systemd-nspawn", "systemd-nspawn"], [1000, 1001], True),
+        (["systemd-nspawn", "systemd-nspawn"], [1000, 2000], False),
+        (["none", "none"], [1000, 1000], False),
+        (["systemd-nspawn"], [1000], False),
+    ],
+)
+def test_containers_of_one_kernel_share_its_cores(virtualization, booted, shared):
+    hosts = [f"host{number:02d}" for number in range(len(booted))]
+    site = SiteOf(dict(zip(hosts, virtualization)), dict(zip(hosts, booted)))
+    assert records.share_one_kernel(site, hosts) is shared
 
 
 # -- files -------------------------------------------------------------------------------------------------
