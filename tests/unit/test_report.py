@@ -366,6 +366,7 @@ def test_a_cancelled_evacuation_is_told_with_its_reason(record):
     page = page_of(with_cancelled_evacuation(record))
     assert "ended as CANCELLED" in card(page, "protected")
     assert "no word from g0003" in card(page, "protected")
+    assert "not in this run" in text_of(page.xpath("//table[@id='rules']")[0])
     assert "did not move: cancelled" in text_of(page.xpath("//table[@id='migrations']")[0])
     assert not page.xpath("//g[@class='coming' or @class='moved']")
 
