@@ -30,7 +30,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 from . import cgroups
 
-PROC_FILES = ("loadavg", "meminfo", "stat", "swaps", "uptime")
+PROC_FILES = ("loadavg", "meminfo", "stat", "swaps")  # not uptime: start times of processes count from the machine's
 
 
 class ContainerError(Exception):

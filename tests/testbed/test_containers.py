@@ -82,6 +82,10 @@ def test_a_host_sees_its_own_memory_not_the_machines(testbed):
     assert "MemTotal:         524288 kB" in in_host(testbed, "cat", "/proc/meminfo")
 
 
+def test_a_host_can_tell_how_long_its_processes_run(testbed):
+    assert int(in_host(testbed, "ps", "-o", "etimes=", "-p", "1")) < 3600
+
+
 def test_a_hosts_memory_limit_is_real(testbed):
     too_much = "python3 -c 'bytearray(700 << 20)'; echo status $?"
     assert "status 137" in in_host(testbed, too_much)
