@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from failavoid.controller.journal import Journal
 from failavoid.controller.manager import Cluster, ManagerError, ResourceManager
 from failavoid.controller.notices import NoticeBoard, Reports
-from failavoid.controller.playbooks import MigrateGuests, note_results, preparation
+from failavoid.controller.playbooks import MigrateGuests, note_results, preparation, verified_guests
 from failavoid.controller.verification import MOVED, UNCLEAR, Verifier
 from failavoid.playbook_runner import PlaybookResult
 from failavoid.services import Changes
@@ -85,6 +85,7 @@ class EvacuationRun:
         self.cancel_reason = ""
         self.gate_cancelled = evacuation.state == "CANCELLED" or self._begun("cancelled")
         self._playbook: threading.Thread | None = None
+        self._heard = PlaybookResult(-1, "running", Path())  # what the playbook's tasks have said so far
         self._result: PlaybookResult | None = None
         self._stop_playbook = False
         self._renew_at = 0.0
@@ -140,7 +141,7 @@ class EvacuationRun:
             "GATHERED": self._open_gate,
             "MIGRATING": self._migrate,
             "VERIFIED": self._release,
-            "RELEASED": lambda: self._retire("RETIRED"),
+            "RELEASED": self._finish,
         }
         while (way := ways.get(self.evacuation.state)) is not None:
             way()
@@ -213,17 +214,16 @@ class EvacuationRun:
         evacuation = self.evacuation
         self._start_playbook()
         try:
-            self._wait(lambda: self._result)
+            self._wait(self._playbook_has_said_all)
         except CancelledEvacuation as loss:  # it is too late for that
             log.error("%s: %s", evacuation.id, loss)
             with self.around.changed:
-                self.around.changed.wait_for(lambda: self._result)
-        result = self._result
-        assert result is not None
-        self._note_preparation(result)
+                self.around.changed.wait_for(self._playbook_has_said_all)
         with self.around.changed:
+            result = self._result or self._heard
             named = note_results(evacuation.migrations, result)
-        self._done("migrating", None, f"the playbook ended: {result.status}")
+            self._note_preparation(result)
+        self._done("migrating", None, f"the playbook: {result.status}, {len(named)} guests named")
         self._begin("verified")
         troubles = self.around.verifier.verify(evacuation)
         troubles += [f"the playbook says nothing of {guest}" for guest in self._guests() if guest not in named]
@@ -240,6 +240,10 @@ class EvacuationRun:
             words = f"{len(moved)} guests run on {evacuation.spare}"
         self._done("verified", "VERIFIED", words)
 
+    def _playbook_has_said_all(self) -> bool:
+        """Whether it has ended, or named every guest as verified: its own end costs time that ranks need not wait."""
+        return self._result is not None or verified_guests(self._heard) >= set(self._guests())
+
     def _address_of(self, guest: str) -> str:
         known = self.around.cluster.guest(guest)
         return known.address if known else ""
@@ -254,6 +258,15 @@ class EvacuationRun:
             self.evacuation.state = "RELEASED"
             self.around.journal.save(self.evacuation)
             self.around.changed.notify_all()  # the job's next evacuation may post its notice
+
+    def _finish(self) -> None:
+        """Retire the host, once the playbook has ended well too."""
+        if self._playbook is not None:
+            with self.around.changed:
+                self.around.changed.wait_for(lambda: self._result)
+        if self._result is not None and self._result.failures and not self._job_over():
+            raise FailedEvacuation("; ".join(f"the playbook: {failure}" for failure in self._result.failures))
+        self._retire("RETIRED")
 
     def _retire(self, state: str | None, attempts: int | None = None) -> bool:
         evacuation = self.evacuation
@@ -394,12 +407,18 @@ class EvacuationRun:
 
     def _run_playbook(self, hosts: dict[str, Host]) -> None:
         try:
-            result = self.around.migrate(self.evacuation, hosts, lambda: self._stop_playbook)
+            result = self.around.migrate(self.evacuation, hosts, self._hear, lambda: self._stop_playbook)
         except Exception as error:
             log.exception("%s: the playbook could not be run", self.evacuation.id)
             result = PlaybookResult(254, "failed", Path(), {}, [f"it could not be run: {error}"])
         with self.around.changed:
             self._result = result
+            self.around.changed.notify_all()
+
+    def _hear(self, host: str, task: str, said: dict[str, Any]) -> None:
+        """Take a task's result while the playbook runs."""
+        with self.around.changed:
+            self._heard.host_results.setdefault(host, {})[task] = said
             self.around.changed.notify_all()
 
     def _end_playbook(self, end: float) -> None:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from failavoid.playbook_runner import PlaybookResult, run_playbook
+from failavoid.playbook_runner import OnEvent, PlaybookResult, run_playbook
 from failavoid.shared.messages import Evacuation, Host, Migration
 from failavoid.shared.names import check_name
 
 PLAYBOOK = "migrate.yml"
 
 Cancelled = Callable[[], bool]
-MigrateGuests = Callable[[Evacuation, dict[str, Host], Cancelled], PlaybookResult]
+MigrateGuests = Callable[[Evacuation, dict[str, Host], OnEvent, Cancelled], PlaybookResult]
 
 _REPORTED = [
     f.name for f in dataclasses.fields(Migration) if f.name not in ("guest", "source", "destination", "address")
@@ -31,8 +31,10 @@ class MigratePlaybook:
     gate: str
     timeout_s: float
 
-    def __call__(self, evacuation: Evacuation, hosts: dict[str, Host], cancelled: Cancelled) -> PlaybookResult:
-        """Run the playbook to its end; ``hosts`` are the cluster's, by name."""
+    def __call__(
+        self, evacuation: Evacuation, hosts: dict[str, Host], hear: OnEvent, cancelled: Cancelled
+    ) -> PlaybookResult:
+        """Run the playbook to its end; ``hosts`` are the cluster's, by name, ``hear`` gets each task's result."""
         return run_playbook(
             PLAYBOOK,
             self.inventory,
@@ -40,6 +42,7 @@ class MigratePlaybook:
             evacuation.id,
             self.log_dir,
             self.timeout_s,
+            on_event=hear,
             cancelled=cancelled,
         )
 
@@ -83,6 +86,13 @@ def note_results(migrations: list[Migration], result: PlaybookResult) -> set[str
             if said.get(name) is not None:
                 setattr(migration, name, said[name])
     return named
+
+
+def verified_guests(result: PlaybookResult) -> set[str]:
+    """Return the guests that a task names as arrived, running and pinned as they should be."""
+    return {
+        said["guest"] for said in _said_of_guests(result) if said.get("state") == "moved" and said.get("pin_verified")
+    }
 
 
 def _said_of_guests(result: PlaybookResult) -> Iterator[dict[str, Any]]:

@@ -147,6 +147,7 @@ class World:
         self.manager = FakeManager()
         self.where = {g.name: {g.host: RUNNING} for g in self.manager.membership.guests}
         self.silent_hosts, self.silent_guests = set(), set()
+        self.lingers, self.last_words = False, []
         self.fail, self.preparation_fails, self.stuck = {}, "", False
         self.playbook_runs, self.says_nothing, self.unpinned = 0, set(), set()
         self.alive = threading.Event()
@@ -193,7 +194,7 @@ class World:
     def answers(self, address):
         return f"guest{address.split('.')[-1]}" not in self.silent_guests
 
-    def migrate(self, evacuation, hosts, cancelled):
+    def migrate(self, evacuation, hosts, hear, cancelled):
         """Play migrate.yml: prepare, wait at the gate, move each guest, look at it."""
         self.playbook_runs += 1
         alive, times = self.alive, {"_began": time.time(), "_ended": time.time()}
@@ -223,6 +224,12 @@ class World:
                     verified.append({"guest": guest, "state": "moved", "pin_verified": guest not in self.unpinned})
         result.host_results[evacuation.host] = {"Wait at the gate and migrate": {"migrations": moved, **times}}
         destination["Verify what has arrived"] = {"migrations": verified, **times}
+        for host, tasks in result.host_results.items():
+            for task, said in tasks.items():
+                hear(host, task, said)
+        while self.lingers and alive.is_set():
+            time.sleep(0.005)
+        result.failures += self.last_words
         return result
 
     # what happens

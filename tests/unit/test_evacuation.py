@@ -119,6 +119,25 @@ def test_a_guest_that_never_resumes_does_not_hold_up_the_rest(tmp_path):
     assert "no word from guest1, guest2" in next(s for s in ended.steps if s.name == "released").detail
 
 
+def test_ranks_need_not_wait_for_the_playbooks_own_end(world):
+    world.lingers = True
+    world.ranks_behave()
+    evacuation = world.until_state(world.alarm(), "RELEASED")
+    time.sleep(0.05)
+    assert world.manager.retired == {}
+    world.lingers = False
+    world.until_state(evacuation, "RETIRED")
+
+
+def test_a_playbook_that_fails_at_its_very_end_is_not_overlooked(world):
+    world.last_words = ["host4: Tidy up: no space left"]
+    world.ranks_behave()
+    ended = world.until_state(world.alarm(), "FAILED")
+    assert "no space left" in ended.error
+    assert "host1" in world.manager.retired
+    assert released(world)
+
+
 def test_two_hosts_of_a_job_are_evacuated_one_epoch_after_the_other(world):
     first, second = world.alarm("host1"), world.alarm("host2", "alarm-2")
     world.until_state(first, "NOTICED")
