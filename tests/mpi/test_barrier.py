@@ -138,7 +138,8 @@ def test_the_local_limit_ends_a_hold_but_handles_nothing(site):
     site.wait_for_report("g2", "ready", 1)
     before = job.counts()[0]
     wait_for("the ranks stop a second time for the same notice", lambda: len(job.said()) >= 2)
-    assert job.counts()[0] <= before + len(job.said()), "a barrier did not look at the open notice"
+    counted = job.counts()[0]  # one barrier a stop, and the one that may be under way at either reading
+    assert counted <= before + len(job.said()) + 2, "a barrier did not look at the open notice"
     done(site, 1)
     site.wait_for_report("g2", "resumed", 1)
     job.wait_for_barriers(20)
@@ -216,13 +217,19 @@ def test_finalize_with_a_notice_pending_only_deregisters(site):
     assert site.controller.reports == []
 
 
+def is_dead(process: Path) -> bool:
+    state = (process / "stat").read_text().rsplit(")", 1)[1].split()[0]
+    return state == "Z" and len(list((process / "task").iterdir())) == 1
+
+
 def test_a_rank_that_crashed_leaves_nothing_behind_that_counts(site):
     job = site.start(("g1", "g1", "g2"), "loop")
     job.wait_for_barriers(5)
     job.process.send_signal(signal.SIGSTOP)  # mpirun must not end the other ranks at once
     os.kill(job.pid(1), signal.SIGKILL)
-    stat = Path(f"/proc/{job.pid(1)}/stat")
-    wait_for("the rank is dead", lambda: not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z")
+    process = Path(f"/proc/{job.pid(1)}")
+    # a process is a zombie as soon as its first thread is; the others may still be on their way out
+    wait_for("the rank is dead", lambda: not process.exists() or is_dead(process))
     notice(site, 1, ["g1"], ["g1"])
     done(site, 1, ["g1"])
     assert site.wait_for_report("g1", "resumed", 1) == 1
