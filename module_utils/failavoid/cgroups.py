@@ -17,9 +17,9 @@ from typing import List, Set
 
 MOUNT = Path("/sys/fs/cgroup")
 # Not joined: no container is limited in these, and nested groups of the cpu controller have been seen to get no
-# time at all for minutes while guests of another container were busy (Linux 6.18, version 1). Accounting alone does
-# no harm: where it has a hierarchy of its own, lxcfs makes each host's /proc/stat from it.
-_LEFT_ALONE = {"cpu", "cpu,cpuacct", "cpuset"}
+# time at all for minutes while guests of another container were busy (Linux 6.18, version 1). So a host's /proc/stat
+# and /proc/loadavg, which lxcfs makes from these, count the whole machine's processors.
+_LEFT_ALONE = {"cpu", "cpuacct", "cpu,cpuacct", "cpuset"}
 
 
 class CgroupError(Exception):
