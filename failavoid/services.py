@@ -146,6 +146,4 @@ def set_up_logging() -> None:
 
 def run(app: FastAPI, listen: str, port: int) -> None:
     """Serve ``app`` until SIGTERM. Long polls under way are cut off, so that a restart is quick."""
-    uvicorn.run(
-        app, host=listen, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=1
-    )
+    uvicorn.run(app, host=listen, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=1)

@@ -35,9 +35,7 @@ def test_the_services_run_on_the_head_as_their_own_user(site, unit):
 
 def test_an_agent_runs_on_every_host(site):
     for host in site.groups["hypervisor"]:
-        assert site.run(host, "systemctl", "is-active", "failavoid-agent", check=False).strip() == "active", (
-            host
-        )
+        assert site.run(host, "systemctl", "is-active", "failavoid-agent", check=False).strip() == "active", host
 
 
 def test_the_monitor_hears_every_host(site, services):
