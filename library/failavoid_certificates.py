@@ -71,6 +71,7 @@ certificates:
 """
 
 import contextlib
+import grp
 import json
 import os
 import shutil
@@ -164,6 +165,13 @@ def _template(folder: Path, text: str) -> Any:
         yield file.name
 
 
+def existing(group: str) -> str:
+    """The group if this host has it, else none."""
+    with contextlib.suppress(KeyError):
+        return grp.getgrnam(group).gr_name
+    return ""
+
+
 def places(files: Dict[str, str], qemu: bool, group: str) -> List[Tuple[Path, str, str, int]]:
     """Where libvirt and QEMU look: path, text, group, mode."""
     ca, cert, key = files["authority"], files["certificate"], files["key"]
@@ -216,7 +224,7 @@ def main() -> None:
     try:
         if params["state"] == "installed":
             files = json.loads(params["certificate"])
-            wanted = places(files, params["qemu"], params["group"])
+            wanted = places(files, params["qemu"], existing(params["group"]))
             module.exit_json(changed=any([install(*place, check=module.check_mode) for place in wanted]))
         folder = Path(params["authority"])
         if module.check_mode:
