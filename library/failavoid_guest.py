@@ -34,7 +34,7 @@ options:
       - The guests, each with its C(name).
       - V(present) needs C(uuid), C(memory_kb), C(cores), C(numa_node), C(address), C(kernel), C(initrd)
         and C(cmdline), and takes C(vcpus), C(image) and C(user). V(arrived) needs C(cores) and C(numa_node).
-        V(expected) needs C(address), and takes C(boot_files). V(absent) takes C(uuid), and then removes no other
+        V(expected) needs C(address). V(absent) takes C(uuid), and then removes no other
         guest of that name.
     type: list
     elements: dict
@@ -45,6 +45,10 @@ options:
       - It holds keys and tokens, and is never shown.
     type: str
     default: "{}"
+  evacuation:
+    description: For V(expected), the evacuation they come with; asked again in the same one nothing is changed.
+    type: str
+    default: ""
   domain_type:
     description: V(auto) takes what the host's probe found, C(/etc/failavoid/host.json).
     type: str
@@ -70,9 +74,11 @@ options:
     description: Set for the guests' QEMU processes, if given. A higher value is killed first when memory ends.
     type: int
   boot_timeout:
-    description: Seconds a guest may take from its start until it is up.
+    description:
+      - Seconds a guest may take from its start until it is up. An emulated guest may take five times as long, and
+        guests of one call that share cores accordingly longer.
     type: int
-    default: 600
+    default: 120
 attributes:
   check_mode:
     support: full
@@ -97,8 +103,10 @@ EXAMPLES = r"""
 - name: Prepare for a guest that will arrive
   failavoid_guest:
     state: expected
+    evacuation: evac-by-hand
     guests:
       - name: g001
+        address: 10.77.2.1
 """
 
 RETURN = r"""
@@ -121,6 +129,19 @@ guests:
       description: Where it does not, in words.
       type: list
       elements: str
+boot_files:
+  description: Kernels and initial RAM disks that guests can boot here.
+  returned: for O(state=expected)
+  type: list
+  elements: str
+begun:
+  description: When the module began, in seconds since the epoch by the host's clock.
+  returned: always
+  type: float
+done:
+  description: When it ended.
+  returned: always
+  type: float
 migrations:
   description: The same for V(arrived), under the name the controller looks for.
   returned: for O(state=arrived)
@@ -128,8 +149,10 @@ migrations:
   elements: dict
 """
 
+import contextlib
 import json
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Dict, List
@@ -142,6 +165,7 @@ from ansible.module_utils.failavoid.names import InvalidNameError, check_name
 from ansible.module_utils.failavoid.taps import TapError
 
 HOST_FACTS = Path("/etc/failavoid/host.json")
+EMULATION = 5  # how much longer an emulated guest boots, at most
 NEEDED = {
     "present": ("uuid", "memory_kb", "cores", "numa_node", "address", "kernel", "initrd", "cmdline"),
     "expected": ("address",),
@@ -190,11 +214,11 @@ def act(params: Dict[str, Any], connection: Any) -> Callable[[Dict[str, Any]], D
             ),
             host,
             params["oom_score_adj"],
-            params["boot_timeout"],
+            boot_limit(params["boot_timeout"], host.domain_type, params["guests"]),
         )
     if state == "expected":
         return lambda guest: guests_here.expect(
-            connection, guest["name"], guest["address"], guest.get("boot_files", []), params["bridge"]
+            connection, guest["name"], guest["address"], params["bridge"], params["evacuation"]
         )
     if state == "arrived":
         return lambda guest: guests_here.arrived(
@@ -211,6 +235,13 @@ def act(params: Dict[str, Any], connection: Any) -> Callable[[Dict[str, Any]], D
         "state": "absent",
         "changed": guests_here.end(connection, guest["name"], guest.get("uuid", "")),
     }
+
+
+def boot_limit(seconds: float, domain_type: str, guests: List[Dict[str, Any]]) -> float:
+    """The time limit of a boot: longer for emulated guests, and where several are given the same core."""
+    cores = [core for guest in guests for core in guest["cores"]]
+    sharing = max(cores.count(core) for core in cores)
+    return seconds * (EMULATION if domain_type == "qemu" else 1) * sharing
 
 
 def would_change(state: str, name: str, before: Dict[str, Dict[str, Any]]) -> bool:
@@ -245,29 +276,37 @@ def main() -> None:
             },
             "guests": {"type": "list", "elements": "dict", "default": []},
             "identities": {"type": "str", "default": "{}", "no_log": True},
+            "evacuation": {"type": "str", "default": ""},
             "domain_type": {"type": "str", "default": "auto", "choices": ["auto", "kvm", "qemu"]},
             "bridge": {"type": "str", "default": "br0"},
             "machine": {"type": "str", "default": "q35"},
             "cpu_model": {"type": "str", "default": ""},
             "translation_cache_mib": {"type": "int", "default": 64},
             "oom_score_adj": {"type": "int"},
-            "boot_timeout": {"type": "int", "default": 600},
+            "boot_timeout": {"type": "int", "default": 120},
         },
         supports_check_mode=True,
     )
     params = module.params
     state, guests = params["state"], params["guests"]
     here = socket.gethostname()
+    begun = time.time()
     try:
         check_guests(state, guests)
         connection = guests_here.connect()
         before = {one["guest"]: one for one in guests_here.listing(connection)}
         if state == "info":
-            module.exit_json(changed=False, guests=list(before.values()))
+            module.exit_json(changed=False, guests=list(before.values()), begun=begun, done=time.time())
         names = [guest["name"] for guest in guests]
         if module.check_mode:
             changed = any(would_change(state, name, before) for name in names)
-            module.exit_json(changed=changed, guests=[{"guest": name, "state": state} for name in names])
+            module.exit_json(
+                changed=changed,
+                guests=[{"guest": name, "state": state} for name in names],
+                boot_files=guests_here.boot_files(),
+                begun=begun,
+                done=time.time(),
+            )
         one = act(params, connection)
     except (guests_here.GuestError, InvalidNameError) as error:
         module.fail_json(msg=f"{here}: {error}")
@@ -285,9 +324,14 @@ def main() -> None:
         list(pool.map(attempt, guests))
     results.sort(key=lambda result: str(result["guest"]))
     changed = any([result.pop("changed") for result in results])
-    said: Dict[str, Any] = {"changed": changed, "guests": results}
+    said: Dict[str, Any] = {"changed": changed, "guests": results, "begun": begun, "done": time.time()}
     if state == "arrived":
         said["migrations"] = results
+    if state == "expected":
+        said["boot_files"] = guests_here.boot_files()
+        for guest in guests if errors else []:  # all or none: the playbook ends here
+            with contextlib.suppress(Exception):
+                guests_here.not_expected(connection, guest["name"])
     if module._diff:
         after = {one["guest"]: one for one in guests_here.listing(connection)}
         said["diff"] = {"before": words(before, names), "after": words(after, names)}

@@ -23,7 +23,7 @@ options:
     type: str
     required: true
   state:
-    description: V(moved) moves the guests, V(aborted) gives up moves that run.
+    description: V(moved) moves the guests, V(aborted) gives up what has not ended, and waits until it has.
     type: str
     choices: [moved, aborted]
     default: moved
@@ -32,6 +32,22 @@ options:
     type: list
     elements: dict
     default: []
+  boot_files:
+    description: Kernels and initial RAM disks that each destination has, by its name. Others' guests are not moved.
+    type: dict
+    default: {}
+  parallel:
+    description: How many guests move at once.
+    type: int
+    default: 8
+  stall_seconds:
+    description: A move that sends nothing for so long is given up.
+    type: float
+    default: 60
+  seconds_per_gib:
+    description: A move that lasts longer than this for each GiB of the guest's memory (and two minutes) is given up.
+    type: float
+    default: 120
   gate_url:
     description: Address that tells when the guests may move, asked by long polls. Empty moves them at once.
     type: str
@@ -102,8 +118,9 @@ import json
 import socket
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Callable, Dict, List
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.failavoid import guests as guests_here
@@ -119,7 +136,7 @@ class CancelledError(Exception):
     """The evacuation was cancelled while the module waited at the gate."""
 
 
-def wait_at_gate(url: str, token: str, timeout: float) -> float:
+def wait_at_gate(url: str, token: str, timeout: float, aborted: Callable[[], bool]) -> float:
     """Return when the gate is open, as seconds since the epoch. Raises CancelledError, GuestError.
 
     A controller that is away for a while is waited for: it may be restarted in the middle of an evacuation.
@@ -127,6 +144,8 @@ def wait_at_gate(url: str, token: str, timeout: float) -> float:
     deadline = time.monotonic() + timeout
     problem = ""
     while time.monotonic() < deadline:
+        if aborted():
+            raise CancelledError("the evacuation was given up")
         try:
             gate = http.call("GET", f"{url}?timeout={POLL_S}", token, timeout=POLL_S + 10)
         except http.ApiError as error:
@@ -142,6 +161,42 @@ def wait_at_gate(url: str, token: str, timeout: float) -> float:
     raise guests_here.GuestError(f"the gate {url} did not open within {timeout:.0f} s {problem}".rstrip())
 
 
+def token_of(path: str) -> str:
+    """The host's own token, for the gate. Raises GuestError."""
+    try:
+        return str(json.loads(Path(path).read_text())["token"])
+    except (OSError, ValueError, KeyError) as error:
+        raise guests_here.GuestError(f"the token for the gate can't be read from {path}: {error}") from error
+
+
+def planned(guests: List[Dict[str, Any]], here: str) -> List[migration.Move]:
+    """The moves that are asked for. Raises GuestError if something is not given."""
+    needed = ("destination", "destination_address", "cores", "numa_node")
+    for guest in guests:
+        missing = [key for key in needed if key not in guest]
+        if missing:
+            raise guests_here.GuestError(f"guest {guest.get('name')}: {', '.join(missing)} not given")
+    return [
+        migration.Move(
+            guest=check_name("guest", guest.get("name", "")),
+            source=here,
+            destination=check_name("host", guest["destination"]),
+            destination_address=guest["destination_address"],
+            cores=guest["cores"],
+            numa_node=guest["numa_node"],
+        )
+        for guest in guests
+    ]
+
+
+def given_up(evacuation: str, check: bool) -> Dict[str, Any]:
+    """Give up an evacuation's moves; what is to be said of it."""
+    record = migration.read_record(evacuation)
+    open_before = not migration.is_aborted(evacuation) and (record is None or record.ended is None)
+    moves = (record.moves if record else []) if check else migration.abort(evacuation)
+    return {"changed": open_before, "migrations": [asdict(move) for move in moves]}
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -149,6 +204,10 @@ def main() -> None:
             "evacuation": {"type": "str", "required": True},
             "state": {"type": "str", "default": "moved", "choices": ["moved", "aborted"]},
             "guests": {"type": "list", "elements": "dict", "default": []},
+            "boot_files": {"type": "dict", "default": {}},
+            "parallel": {"type": "int", "default": 8},
+            "stall_seconds": {"type": "float", "default": 60.0},
+            "seconds_per_gib": {"type": "float", "default": 120.0},
             "gate_url": {"type": "str", "default": ""},
             "gate_timeout": {"type": "int", "default": 3600},
             "token_file": {"type": "path", "default": "/etc/failavoid/agent.json"},
@@ -159,43 +218,30 @@ def main() -> None:
     here = socket.gethostname()
     said: Dict[str, Any] = {"changed": False, "migrations": []}
     try:
-        check_name("evacuation", params["evacuation"])
+        is_aborted = partial(migration.is_aborted, check_name("evacuation", params["evacuation"]))
         connection = guests_here.connect()
         if params["state"] == "aborted":
-            aborted = [] if module.check_mode else migration.abort(connection, params["evacuation"])
-            module.exit_json(changed=bool(aborted), migrations=[{"guest": g, "state": "cancelled"} for g in aborted])
+            module.exit_json(**given_up(params["evacuation"], module.check_mode))
+        moves = planned(params["guests"], here)
         record = migration.read_record(params["evacuation"])
         if record is None:
-            moves = [
-                migration.Move(
-                    guest=check_name("guest", guest["name"]),
-                    source=here,
-                    destination=check_name("host", guest["destination"]),
-                    destination_address=guest["destination_address"],
-                    cores=guest["cores"],
-                    numa_node=guest["numa_node"],
-                )
-                for guest in params["guests"]
-            ]
-            migration.preflight(connection, moves)
+            migration.preflight(connection, moves, params["boot_files"])
             if module.check_mode:
                 module.exit_json(changed=True, migrations=[asdict(move) for move in moves])
             if params["gate_url"]:
-                token = json.loads(Path(params["token_file"]).read_text())["token"]
-                said["opened"] = wait_at_gate(params["gate_url"], token, params["gate_timeout"])
-            migration.run_detached(migration.Record(params["evacuation"], moves))
-            said["changed"] = True
-        elif module.check_mode:
-            module.exit_json(changed=record.ended is None, migrations=[asdict(move) for move in record.moves])
+                token = token_of(params["token_file"])
+                said["opened"] = wait_at_gate(params["gate_url"], token, params["gate_timeout"], is_aborted)
+            limits = migration.Limits(params["parallel"], params["stall_seconds"], params["seconds_per_gib"])
+            said["changed"] = migration.start(migration.Record(params["evacuation"], moves, limits))
+        else:
+            migration.used_before(connection, record, [move.guest for move in moves])
+            if module.check_mode:
+                module.exit_json(changed=record.ended is None, migrations=[asdict(move) for move in record.moves])
         record = migration.wait(params["evacuation"])
     except CancelledError as error:
         module.fail_json(msg=f"{here}: {error}", cancelled=True, **said)
     except (guests_here.GuestError, GuestLockedError, InvalidNameError) as error:
         module.fail_json(msg=f"{here}: {error}", **said)
-    except (OSError, ValueError, KeyError) as error:
-        module.fail_json(
-            msg=f"{here}: the token for the gate can't be read from {params['token_file']}: {error}", **said
-        )
     said["migrations"] = [asdict(move) for move in record.moves]
     bad = [f"guest {move.guest}: {move.error or move.state}" for move in record.moves if move.state != "moved"]
     if bad:

@@ -42,7 +42,6 @@ class HostSettings:
     machine: str = "q35"
     cpu_model: str = ""
     translation_cache_mib: int = 64
-    emulator_cores: Optional[List[int]] = None
 
 
 def guest_xml(spec: GuestSpec, host: HostSettings, state_dir: str) -> str:
@@ -112,6 +111,42 @@ def boot_files(xml: str) -> List[str]:
     """Paths of kernel and initial RAM disk in a domain XML: they must be on every host it can move to."""
     domain = ET.fromstring(xml)
     return [path for path in (domain.findtext("os/kernel"), domain.findtext("os/initrd")) if path]
+
+
+# what makes a guest another one; libvirt adds to the rest and resolves names (machine, CPU), so it is not compared
+_COMPARED = ("vcpu", "os/kernel", "os/initrd", "os/cmdline", "cpu/model")
+_COMPARED_SIZES = ("memory", "features/tcg/tb-cache")
+_COMPARED_ATTRIBUTES = (("devices/interface/mac", "address"), ("devices/interface/source", "bridge"))
+
+
+def differences(wanted: str, found: str) -> List[str]:
+    """Say in words in what a running guest's XML, as libvirt gives it, means something else than the wanted one."""
+    should, does = ET.fromstring(wanted), ET.fromstring(found)
+    said = []
+
+    def compare(what: str, one: Optional[str], other: Optional[str]) -> None:
+        if one is not None and one != other:
+            said.append(f"{what} {other} instead of {one}")
+
+    compare("type", should.get("type"), does.get("type"))
+    for path in _COMPARED_SIZES:
+        compare(path, _kib(should, path), _kib(does, path))
+    for path in _COMPARED:
+        compare(path, should.findtext(path), does.findtext(path))
+    for path, attribute in _COMPARED_ATTRIBUTES:
+        ends = [end.get(attribute) if end is not None else None for end in (should.find(path), does.find(path))]
+        compare(f"{path} {attribute}", *ends)
+    return said
+
+
+_UNITS = {"KiB": 1, "MiB": 1024, "GiB": 1024**2}
+
+
+def _kib(domain: ET.Element, path: str) -> Optional[str]:
+    size = domain.find(path)
+    if size is None:
+        return None
+    return f"{int(size.text or 0) * _UNITS[size.get('unit', 'KiB')]} KiB"
 
 
 def _pin(domain: ET.Element, cores: List[int], numa_node: int, vcpus: int, before: str = "") -> None:

@@ -14,7 +14,7 @@ import shutil
 import socket
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import IO, Any, Dict, Iterator, List, Optional
 
 from . import names
 
@@ -26,21 +26,19 @@ class GuestLockedError(Exception):
     """Somebody else is acting on the guest; the message says who."""
 
 
-def directory(guest: str, base: Path = GUESTS) -> Path:
+def directory(guest: str, base: Optional[Path] = None) -> Path:
     """The state directory of ``guest``; its name is checked, because it becomes a path."""
-    return base / names.check_name("guest", guest)
+    return (base or GUESTS) / names.check_name("guest", guest)
 
 
 @contextlib.contextmanager
-def locked(guest: str, act: str, base: Path = GUESTS) -> Iterator[Path]:
+def locked(guest: str, act: str, base: Optional[Path] = None) -> Iterator[Path]:
     """Hold the guest's lock on this host while doing ``act``. Raises GuestLockedError if it is held.
 
     The kernel gives the lock up with its process: nobody has to clear one by hand.
     """
     path = directory(guest, base)
-    path.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o711)
-    with (path / "lock").open("a+") as lock:
+    with _lock_file(path) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -49,11 +47,27 @@ def locked(guest: str, act: str, base: Path = GUESTS) -> Iterator[Path]:
                 f"guest {guest} on {socket.gethostname()} is locked by: {lock.read().strip() or 'somebody'}. "
                 "Wait until that is done, or end it"
             ) from None
+        if not _is_at(lock, path / "lock"):
+            raise GuestLockedError(f"guest {guest} on {socket.gethostname()} has just been removed: try again")
         lock.truncate(0)
         lock.write(f"{act}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         lock.flush()
         yield path
         lock.truncate(0)
+
+
+def _lock_file(path: Path) -> IO[str]:
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o711)
+    return (path / "lock").open("a+")
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one at ``path``: its directory may have been removed meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_private(path: Path, text: str, group: Optional[str] = None) -> None:
@@ -91,8 +105,9 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def known(base: Path = GUESTS) -> List[str]:
+def known(base: Optional[Path] = None) -> List[str]:
     """Names of the guests this host keeps a state directory of."""
+    base = base or GUESTS
     if not base.is_dir():
         return []
     return sorted(path.name for path in base.iterdir() if (path / "state.json").exists())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 from . import domain_xml, guest_state, pinning, taps
 
@@ -19,6 +19,8 @@ except ImportError:  # said by the modules, with the way out
     libvirt = None
 
 CONSOLE_LINES = 15
+LOOK_S = 2.0  # how often a boot is asked whether its QEMU is still there
+BOOT = Path("/var/lib/failavoid/boot")
 RUN = Path("/run/libvirt/qemu")
 
 
@@ -62,84 +64,108 @@ def start(
 ) -> Dict[str, Any]:
     """Start a guest, wait on its console until it is up, and verify where it runs.
 
-    A guest of the same UUID that runs already is only verified. Raises GuestError; a guest that did not come
-    up is removed, its console's last lines are in the error.
+    A guest that runs already as described is only verified; one that boots is waited for. Raises GuestError; a guest
+    that did not come up is ended, its console's last lines are in the error.
     """
     with guest_state.locked(spec.name, "start") as path:
-        present = find(connection, spec.name)
-        if present is not None:
-            if present.UUIDString() != spec.uuid:
-                raise GuestError(
-                    f"another guest named {spec.name} runs on this host (UUID {present.UUIDString()}): remove it first"
-                )
-            return {**verify(spec.name, spec.cores, spec.numa_node, spec.vcpus), "changed": False}
-        for file in (spec.kernel, spec.initrd):
-            if not Path(file).exists():
-                raise GuestError(f"guest {spec.name}: {file} is not on this host: run the role 'guest' for the image")
-        console = path / "console.log"
-        console.unlink(missing_ok=True)
-        guest_state.write_private(path / "identity.json", json.dumps(spec.identity), guest_state.QEMU_USER)
         xml = domain_xml.guest_xml(spec, host, str(path))
-        guest_state.write_private(path / "domain.xml", xml)
-        taps.allow(spec.address)
+        present = find(connection, spec.name)
         began = time.time()
-        try:
-            connection.createXML(xml)
-        except libvirt.libvirtError as error:
+        if present is None:
+            _create(connection, spec, xml, path, oom_score_adj)
+        else:
+            _check_same(present, spec, xml)
+        timing = {}
+        if present is None or (guest_state.read(path) or {}).get("state") == "booting":
+            try:
+                await_console(
+                    spec.name, path / "console.log", boot_timeout, lambda: find(connection, spec.name) is not None
+                )
+            except GuestError:
+                domain = find(connection, spec.name)
+                if domain is not None:
+                    domain.destroy()
+                (path / "identity.json").unlink(missing_ok=True)
+                taps.forbid(spec.address)
+                guest_state.note(path, state="failed")
+                raise
+            guest_state.note(path, state="running", cores=spec.cores, numa_node=spec.numa_node)
+            timing = {"boot_s": round(time.time() - began, 2)}
+        return {**verify(spec.name, spec.cores, spec.numa_node, spec.vcpus), "changed": present is None, **timing}
+
+
+def _create(connection: Any, spec: domain_xml.GuestSpec, xml: str, path: Path, oom_score_adj: Optional[int]) -> None:
+    """Start a guest's QEMU and fill its state directory. Raises GuestError, and leaves nothing then."""
+    for file in (spec.kernel, spec.initrd):
+        if not Path(file).exists():
+            guest_state.remove(path)
+            raise GuestError(f"guest {spec.name}: {file} is not on this host: run the role 'guest' for the image")
+    (path / "console.log").unlink(missing_ok=True)
+    guest_state.write_private(path / "identity.json", json.dumps(spec.identity), guest_state.QEMU_USER)
+    guest_state.write_private(path / "domain.xml", xml)
+    try:
+        taps.allow(spec.address)
+        connection.createXML(xml)
+        set_oom_score(spec.name, oom_score_adj)
+    except (libvirt.libvirtError, taps.TapError, OSError) as error:
+        if find(connection, spec.name) is None:
             guest_state.remove(path)
             taps.forbid(spec.address)
-            raise GuestError(f"guest {spec.name} could not be started: {error}") from error
-        set_oom_score(spec.name, oom_score_adj)
-        guest_state.note(
-            path,
-            guest=spec.name,
-            uuid=spec.uuid,
-            state="booting",
-            address=spec.address,
-            image=spec.image,
-            user=spec.user,
+        raise GuestError(f"guest {spec.name} could not be started: {error}") from error
+    guest_state.note(
+        path,
+        guest=spec.name,
+        uuid=spec.uuid,
+        state="booting",
+        address=spec.address,
+        image=spec.image,
+        user=spec.user,
+    )
+
+
+def _check_same(present: Any, spec: domain_xml.GuestSpec, xml: str) -> None:
+    """Refuse a guest that is here under that name but is not the one described. Raises GuestError."""
+    if present.UUIDString() != spec.uuid:
+        raise GuestError(
+            f"another guest named {spec.name} runs on this host (UUID {present.UUIDString()}): remove it first"
         )
-        try:
-            await_console(spec.name, console, boot_timeout)
-        except GuestError:
-            domain = find(connection, spec.name)
-            if domain is not None:
-                domain.destroy()
-            (path / "identity.json").unlink(missing_ok=True)
-            guest_state.note(path, state="failed")
-            raise
-        verified = verify(spec.name, spec.cores, spec.numa_node, spec.vcpus)
-        guest_state.note(path, state="running", cores=spec.cores, numa_node=spec.numa_node)
-        return {**verified, "changed": True, "boot_s": round(time.time() - began, 2)}
+    if present.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
+        raise GuestError(f"guest {spec.name} is on this host but does not run: it may be arriving, or be suspended")
+    other = domain_xml.differences(xml, present.XMLDesc())
+    if other:
+        raise GuestError(
+            f"guest {spec.name} runs, but with {'; '.join(other)}. A running guest is not changed: remove it first"
+        )
 
 
-def await_console(name: str, console: Path, timeout: float) -> None:
-    """Watch the console until the guest says it is up. Raises GuestError with the console's last lines."""
+def await_console(name: str, console: Path, timeout: float, lives: Callable[[], bool] = lambda: True) -> None:
+    """Watch the console until the guest says it is up. Raises GuestError with the console's last lines.
+
+    ``lives`` tells whether its QEMU is still there: a guest that was killed says nothing any more.
+    """
     import pexpect
 
     deadline = time.monotonic() + 10
     while not console.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    watch = pexpect.spawn("/usr/bin/tail", ["-n", "+1", "-F", str(console)], timeout=timeout, encoding="utf-8")
+    deadline = time.monotonic() + timeout
+    watch = pexpect.spawn("/usr/bin/tail", ["-n", "+1", "-F", str(console)], timeout=LOOK_S, encoding="utf-8")
     watch.delaybeforesend = None
+    bad = r"failavoid: error: [^\r\n]*|Kernel panic[^\r\n]*"
+    reason = ""
     try:
-        end = watch.expect(
-            [
-                f"failavoid: guest {name} is up",
-                r"failavoid: error: [^\r\n]*",
-                r"Kernel panic[^\r\n]*",
-                pexpect.TIMEOUT,
-                pexpect.EOF,
-            ]
-        )
-        if end == 0:
-            return
-        reason = {
-            1: str(watch.match.group(0)) if end == 1 else "",
-            2: str(watch.match.group(0)) if end == 2 else "",
-            3: f"it did not come up within {timeout:.0f} s",
-            4: "its console can't be read",
-        }[end]
+        while not reason:
+            end = watch.expect([f"failavoid: guest {name} is up", bad, pexpect.TIMEOUT, pexpect.EOF])
+            if end == 0:
+                return
+            if end == 1:
+                reason = str(watch.match.group(0))
+            elif end == 3:
+                reason = "its console can't be read"
+            elif not lives():
+                reason = "its QEMU has ended while it booted"
+            elif time.monotonic() > deadline:
+                reason = f"it did not come up within {timeout:.0f} s"
     finally:
         watch.close(force=True)
     raise GuestError(f"guest {name}: {reason}. The last lines of its console:\n{last_lines(console)}")
@@ -183,25 +209,31 @@ def verify(name: str, cores: List[int], numa_node: int, vcpus: int) -> Dict[str,
     }
 
 
-def expect(connection: Any, name: str, address: str, boot_files: List[str], bridge: str) -> Dict[str, Any]:
-    """Prepare this host to receive a guest: directory, boot files, bridge, tap. Raises GuestError."""
+def expect(connection: Any, name: str, address: str, bridge: str, evacuation: str) -> Dict[str, Any]:
+    """Prepare this host to receive a guest: directory, bridge, tap. Raises GuestError.
+
+    Asked again in the same evacuation, also after the guest has come, it leaves everything as it is.
+    """
     with guest_state.locked(name, "prepare for its arrival") as path:
         if find(connection, name) is not None:
             state = guest_state.read(path) or {}
-            if state.get("state") == "expected":  # the move is under way: asked again after a restart
+            if evacuation and state.get("evacuation") == evacuation:
                 return {"guest": name, "state": "expected", "changed": False}
             raise GuestError(f"a guest named {name} is on this host already: nothing is prepared over it")
-        for file in boot_files:
-            if not Path(file).exists():
-                raise GuestError(f"guest {name} boots {file}, which is not on this host: run the role 'guest'")
         if not Path(f"/sys/class/net/{bridge}/bridge").is_dir():
+            guest_state.remove(path)
             raise GuestError(f"there is no bridge {bridge} on this host: run the role 'network'")
         # QEMU opens the file when it starts; the guest read it when it booted: its secret need not travel
         guest_state.write_private(path / "identity.json", "{}", guest_state.QEMU_USER)
         (path / "console.log").touch(mode=0o600)
         taps.allow(address)
-        guest_state.note(path, guest=name, state="expected", address=address)
+        guest_state.note(path, guest=name, state="expected", address=address, evacuation=evacuation)
     return {"guest": name, "state": "expected", "changed": True}
+
+
+def boot_files() -> List[str]:
+    """What guests can boot on this host: kernels and initial RAM disks of the images it holds."""
+    return sorted(str(path) for path in BOOT.glob("*/*") if path.is_file())
 
 
 def arrived(
@@ -212,12 +244,17 @@ def arrived(
         domain = find(connection, name)
         if domain is None or domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
             raise GuestError(f"guest {name} does not run on this host: look at the source before anything is started")
-        set_oom_score(name, oom_score_adj)
+        known = (guest_state.read(path) or {}).get("state") == "running"
+        if not known:
+            set_oom_score(name, oom_score_adj)
         xml = domain.XMLDesc()
-        guest_state.write_private(path / "domain.xml", xml)
         verified = verify(name, cores, numa_node, domain_xml.vcpus_of(xml))
-        guest_state.note(path, guest=name, uuid=domain.UUIDString(), state="running", cores=cores, numa_node=numa_node)
-    return {**verified, "state": "moved", "changed": True}
+        if not known:
+            guest_state.write_private(path / "domain.xml", xml)
+            guest_state.note(
+                path, guest=name, uuid=domain.UUIDString(), state="running", cores=cores, numa_node=numa_node
+            )
+    return {**verified, "state": "moved", "changed": not known}
 
 
 def not_expected(connection: Any, name: str) -> bool:
@@ -248,6 +285,8 @@ def end(connection: Any, name: str, uuid: str = "") -> bool:
         if domain is not None:
             if uuid and domain.UUIDString() != uuid:
                 raise GuestError(f"guest {name} on this host has UUID {domain.UUIDString()}, not {uuid}: not removed")
+            if domain.state() == [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION]:
+                raise GuestError(f"guest {name} is on its way from or to this host: give up the move first (abort.yml)")
             domain.destroy()
         forget(path)
     return True

@@ -1,20 +1,23 @@
 """Live migration of guests away from this host, peer-to-peer, so that it survives whoever asked for it.
 
 The move itself is done by a process of its own, detached from the module that starts it. It keeps what happens
-in one file an evacuation; a module that is called again finds the file and waits for the same move. What an
-exception says is never taken for the outcome: both ends are asked.
+in one file an evacuation, and holds that evacuation's lock while it lives; a module that is called again waits for the
+same move. What an exception says is never taken for the outcome: both ends are asked.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from . import domain_xml, guest_state, guests, names
 from .guests import GuestError
@@ -27,9 +30,23 @@ except ImportError:  # guests.connect says so
 RECORDS = Path("/run/failavoid/migrations")
 LIBVIRT_TLS_PORT = 16514
 POLL_S = 0.05
-STALL_S = 60.0  # no byte less to send for so long: the move is given up
-SECONDS_PER_GIB = 120.0  # a limit, not an estimate
+WATCH_S = 0.2
+CONNECT_S = 5.0
 LEAST_LIMIT_S = 120.0
+ENDED = ("moved", "failed", "cancelled")
+
+
+@dataclass
+class Limits:
+    """How many guests move at once, and when a move is given up.
+
+    ``stall_s``: nothing was sent for so long. ``seconds_per_gib``: of the guest's memory; a fixed limit would end
+    healthy moves of large guests.
+    """
+
+    parallel: int = 8
+    stall_s: float = 60.0
+    seconds_per_gib: float = 120.0
 
 
 @dataclass
@@ -48,7 +65,7 @@ class Move:
     bytes: Optional[int] = None
     memory_bps: Optional[int] = None
     iterations: Optional[int] = None
-    remaining: Optional[int] = None
+    remaining: Optional[int] = None  # bytes still to send, while it runs
     error: str = ""
 
 
@@ -58,10 +75,10 @@ class Record:
 
     evacuation: str
     moves: List[Move]
+    limits: Limits = field(default_factory=Limits)
     process: int = 0
     began: float = 0.0
     ended: Optional[float] = None
-    log: List[str] = field(default_factory=list)
 
 
 def record_path(evacuation: str) -> Path:
@@ -75,7 +92,7 @@ def read_record(evacuation: str) -> Optional[Record]:
         data = json.loads(record_path(evacuation).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return Record(**{**data, "moves": [Move(**move) for move in data["moves"]]})
+    return Record(**{**data, "moves": [Move(**move) for move in data["moves"]], "limits": Limits(**data["limits"])})
 
 
 def write_record(record: Record) -> None:
@@ -84,20 +101,37 @@ def write_record(record: Record) -> None:
     guest_state.write_private(record_path(record.evacuation), json.dumps(asdict(record)))
 
 
-def preflight(connection: Any, moves: List[Move]) -> None:
-    """Check from here, with this host's own credentials, that every guest can move. Raises GuestError."""
+def preflight(connection: Any, moves: List[Move], boot_files: Dict[str, List[str]]) -> None:
+    """Check from here, with this host's own credentials, that every guest can move. Raises GuestError.
+
+    ``boot_files`` is what guests can boot on a destination, by its name; destinations it does not name are not checked.
+    """
     for move in moves:
-        if not guests.is_running(connection, move.guest):
+        domain = guests.find(connection, move.guest)
+        if domain is None or domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
             raise GuestError(f"guest {move.guest} does not run on this host: nothing is moved")
-    for address in sorted({move.destination_address for move in moves}):
-        try:
-            peer = libvirt.openReadOnly(peer_uri(address))
-        except libvirt.libvirtError as error:
+        held = boot_files.get(move.destination)
+        missing = [path for path in domain_xml.boot_files(domain.XMLDesc()) if held is not None and path not in held]
+        if missing:
             raise GuestError(
-                f"the destination {address} can't be reached from here over {peer_uri(address)} ({error}): "
-                "check that libvirtd runs there, the certificates, and port 16514"
-            ) from error
-        peer.close()
+                f"guest {move.guest} boots {' and '.join(missing)}, which {move.destination} does not have: "
+                "run the role 'guest' there"
+            )
+    for address in sorted({move.destination_address for move in moves}):
+        look_at(address).close()
+
+
+def look_at(address: str) -> Any:
+    """Ask another host's libvirt, read-only, as the one at ``address``. Raises GuestError with what may be wrong."""
+    try:
+        # libvirt itself would wait minutes for a host that is gone
+        socket.create_connection((address, LIBVIRT_TLS_PORT), timeout=CONNECT_S).close()
+        return libvirt.openReadOnly(peer_uri(address))
+    except (OSError, libvirt.libvirtError) as error:
+        raise GuestError(
+            f"the host {address} can't be reached from here over {peer_uri(address)} ({error}): "
+            f"check that libvirtd runs there, the certificates, and port {LIBVIRT_TLS_PORT}"
+        ) from error
 
 
 def peer_uri(address: str) -> str:
@@ -105,29 +139,62 @@ def peer_uri(address: str) -> str:
     return f"qemu+tls://{address}/system"
 
 
-def run_detached(record: Record) -> None:
-    """Start the moves in a process that outlives this one; returns at once."""
-    record.began = time.time()
-    write_record(record)
-    if os.fork():
-        return
-    # nothing of the caller may hold this process or be held by it
-    os.setsid()
-    if os.fork():
-        os._exit(0)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
-    os.closerange(3, 1024)
+def start(record: Record) -> bool:
+    """Start an evacuation's moves in a process that outlives this one; returns at once.
+
+    False if they were started before: two callers may have come to the gate. Raises GuestError for a name that was
+    used for other moves.
+    """
+    with _mover_lock(record.evacuation) as lock:
+        if lock is None:
+            return False
+        before = read_record(record.evacuation)
+        if before is not None:
+            return False
+        record.began = time.time()
+        write_record(record)
+        child = os.fork()
+        if child == 0:
+            _become_mover(record, lock)
+        os.waitpid(child, 0)
+    return True
+
+
+def _become_mover(record: Record, lock: int) -> None:
+    """Move the guests in a process that nothing of the caller holds, and that holds nothing of the caller."""
     try:
+        os.setsid()
+        if os.fork():
+            return
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nothing, descriptor)
+        os.closerange(3, lock)
+        os.closerange(lock + 1, 1024)
         record.process = os.getpid()
         perform(record)
     finally:
         os._exit(0)
 
 
+@contextlib.contextmanager
+def _mover_lock(evacuation: str) -> Iterator[Optional[int]]:
+    """The lock that an evacuation's mover holds as long as it lives: its descriptor, None if the mover has it."""
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    lock = os.open(record_path(evacuation).with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield lock
+    finally:
+        os.close(lock)  # a mover forked meanwhile has its own copy, and so the lock
+
+
 def perform(record: Record) -> None:
-    """Move all guests of a record at the same time, one thread a guest, and write the record as it goes."""
+    """Move a record's guests, ``parallel`` at a time, one thread a guest, and write the record as it goes."""
     lock = threading.Lock()
 
     def save() -> None:
@@ -135,57 +202,79 @@ def perform(record: Record) -> None:
             write_record(record)
 
     save()
-    threads = [threading.Thread(target=_move, args=(record.evacuation, move, save)) for move in record.moves]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(max_workers=max(1, record.limits.parallel)) as pool:
+        for move in record.moves:
+            pool.submit(_move, record, move, save)
     record.ended = time.time()
     save()
 
 
-def wait(evacuation: str, on_progress: Callable[[Record], None] = lambda _record: None) -> Record:
+def wait(evacuation: str) -> Record:
     """Wait until the moves of an evacuation have ended, whoever started them. Raises GuestError."""
     while True:
         record = read_record(evacuation)
-        if record is None:
-            raise GuestError(f"evacuation {evacuation}: the record of its moves is gone from {RECORDS}")
-        if record.ended is not None:
+        if record is not None and record.ended is not None:
             return record
-        if record.process and not Path(f"/proc/{record.process}").exists():
-            return _after_a_dead_mover(record)
-        on_progress(record)
+        with _mover_lock(evacuation) as lock:
+            if lock is not None:  # nobody moves them, and nobody can begin now
+                record = read_record(evacuation)
+                if record is None:
+                    raise GuestError(f"evacuation {evacuation}: the record of its moves is gone from {RECORDS}")
+                return record if record.ended is not None else _after_a_dead_mover(record)
         time.sleep(POLL_S)
 
 
-def abort(connection: Any, evacuation: str) -> List[str]:
-    """Ask libvirt to give up the moves of an evacuation that still run; returns the guests' names."""
-    record = read_record(evacuation)
-    aborted = []
-    for move in record.moves if record else []:
-        domain = guests.find(connection, move.guest)
-        if move.state == "running" and domain is not None:
-            with contextlib.suppress(libvirt.libvirtError):
-                domain.abortJob()
-                aborted.append(move.guest)
-    return aborted
+def used_before(connection: Any, record: Record, wanted: List[str]) -> None:
+    """Raise GuestError if the record is not of these guests' move, but of another under the same name."""
+    back = [m.guest for m in record.moves if m.state == "moved" and guests.is_running(connection, m.guest)]
+    if sorted(wanted) != sorted(move.guest for move in record.moves) or (record.ended is not None and back):
+        raise GuestError(
+            f"the name {record.evacuation} was used on this host for another move, of "
+            f"{', '.join(move.guest for move in record.moves)}: give this evacuation a name of its own"
+        )
 
 
-def _move(evacuation: str, move: Move, save: Callable[[], None]) -> None:
+def abort(evacuation: str) -> List[Move]:
+    """Give up an evacuation's moves from this host, also those that have not begun, and wait for their end.
+
+    Returns them as they ended: what had moved already stays moved.
+    """
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    _abort_mark(evacuation).touch()
+    with _mover_lock(evacuation) as lock:
+        idle = lock is not None
+    if idle and read_record(evacuation) is None:  # not begun: who waits at the gate finds the mark
+        return []
+    return wait(evacuation).moves
+
+
+def is_aborted(evacuation: str) -> bool:
+    """Whether somebody has given up this evacuation."""
+    return _abort_mark(evacuation).exists()
+
+
+def _abort_mark(evacuation: str) -> Path:
+    return record_path(evacuation).with_suffix(".aborted")
+
+
+def _move(record: Record, move: Move, save: Callable[[], None]) -> None:
     try:
-        with guest_state.locked(move.guest, f"migration of {evacuation}") as path:
-            connection = guests.connect()
-            _migrate(connection, move, save)
-            _settle(connection, move, path)
+        if is_aborted(record.evacuation):
+            move.state, move.error = "cancelled", "given up before it began"
+        else:
+            with guest_state.locked(move.guest, f"migration of {record.evacuation}") as path:
+                connection = guests.connect()
+                _migrate(connection, record, move, save)
+                _settle(connection, move, path)
     except Exception as error:  # every end must be in the record: there is nobody to raise it to
         move.state, move.error = "failed", move.error or str(error)
     save()
 
 
-def _migrate(connection: Any, move: Move, save: Callable[[], None]) -> None:
+def _migrate(connection: Any, record: Record, move: Move, save: Callable[[], None]) -> None:
     domain = guests.find(connection, move.guest)
     if domain is None:
-        move.error = "it is not on this host"
+        move.state, move.error = "failed", "it is not on this host"
         return
     pinned = domain_xml.destination_xml(
         domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE), move.cores, move.numa_node
@@ -198,126 +287,188 @@ def _migrate(connection: Any, move: Move, save: Callable[[], None]) -> None:
     )
     parameters = {
         libvirt.VIR_MIGRATE_PARAM_URI: f"tcp:{move.destination_address}",
+        libvirt.VIR_MIGRATE_PARAM_LISTEN_ADDRESS: move.destination_address,
         libvirt.VIR_MIGRATE_PARAM_DEST_XML: pinned,
     }
     move.state = "running"
     save()
     over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(move, over, save), daemon=True)
+    watcher = _Watcher(record, move, over, save)
     watcher.start()
     began = time.monotonic()
     try:
         domain.migrateToURI3(peer_uri(move.destination_address), parameters, flags)
     except libvirt.libvirtError as error:
-        move.error = str(error)
-        move.state = "cancelled" if error.get_error_code() == libvirt.VIR_ERR_OPERATION_ABORTED else "failed"
+        aborted = is_aborted(record.evacuation) and not watcher.reason
+        move.state = "cancelled" if aborted else "failed"
+        move.error = watcher.reason or _words(error, move)
     finally:
         over.set()
+        watcher.join()
     move.elapsed_s = round(time.monotonic() - began, 3)
-    watcher.join()
 
 
-def _watch(move: Move, over: threading.Event, save: Callable[[], None]) -> None:
-    """Follow a move's progress; give it up when it stalls or lasts too long for the guest's size.
+def _words(error: Any, move: Move) -> str:
+    if error.get_error_code() == libvirt.VIR_ERR_CPU_INCOMPATIBLE:
+        return (
+            f"{move.destination}'s processor lacks what the guest was started with ({error}): "
+            "set guest_cpu_model to a model that all hosts offer"
+        )
+    return str(error)
 
-    A fixed limit would end healthy moves of large guests, so it grows with memory, and a move that still
-    gets on is only bounded by it.
+
+class _Watcher(threading.Thread):
+    """Follows a move, and ends it when it was given up, stalls, or lasts too long for the guest's size.
+
+    A stall is that nothing is sent: what remains to be sent may well grow while a guest writes to its memory, and
+    auto-converge needs its time.
     """
-    connection = guests.connect()
-    domain = guests.find(connection, move.guest)
-    if domain is None:
-        return
-    limit = max(LEAST_LIMIT_S, SECONDS_PER_GIB * domain.maxMemory() / 1024**2)
-    began = moved_on = time.monotonic()
-    least: Optional[int] = None
-    while not over.wait(0.2):
-        with contextlib.suppress(libvirt.libvirtError):
-            remaining = domain.jobStats().get("data_remaining")
-            if remaining is not None and (least is None or remaining < least):
-                least, moved_on = remaining, time.monotonic()
-                move.remaining = remaining
-                save()
-        now = time.monotonic()
-        if now - moved_on > STALL_S or now - began > limit:
-            move.error = f"given up after {now - began:.0f} s: {'no progress' if now - began <= limit else 'too long'}"
-            with contextlib.suppress(libvirt.libvirtError):
-                domain.abortJob()
+
+    def __init__(self, record: Record, move: Move, over: threading.Event, save: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self.reason = ""
+        self._record, self._move, self._over, self._save = record, move, over, save
+
+    def run(self) -> None:
+        domain = guests.find(guests.connect(), self._move.guest)
+        if domain is None:
             return
+        limits = self._record.limits
+        limit = max(LEAST_LIMIT_S, limits.seconds_per_gib * domain.maxMemory() / 1024**2)
+        began = moved_on = time.monotonic()
+        sent = -1
+        while not self._over.wait(WATCH_S):
+            with contextlib.suppress(libvirt.libvirtError):
+                job = domain.jobStats()
+                now_sent, remaining = job.get("data_processed", 0), job.get("data_remaining")
+                if now_sent > sent:
+                    sent, moved_on = now_sent, time.monotonic()
+                if remaining != self._move.remaining:
+                    self._move.remaining = remaining
+                    self._save()
+            now = time.monotonic()
+            if now - moved_on > limits.stall_s:
+                self.reason = f"given up after {now - began:.0f} s: nothing was sent for {limits.stall_s:.0f} s"
+            elif now - began > limit:
+                self.reason = f"given up after {now - began:.0f} s: too long for a guest of its size"
+            if self.reason or is_aborted(self._record.evacuation):
+                with contextlib.suppress(libvirt.libvirtError):  # asked again until the move has ended
+                    domain.abortJob()
 
 
 def _settle(connection: Any, move: Move, path: Path) -> None:
     """Decide from both ends what became of a move, and note it; on ambiguity nothing is started or destroyed."""
-    here = guests.is_running(connection, move.guest)
+    here = guests.find(connection, move.guest)
+    if here is not None and here.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+        _pin_again(here, guest_state.read(path) or {})
     try:
-        peer = libvirt.openReadOnly(peer_uri(move.destination_address))
-    except libvirt.libvirtError as error:
-        if move.state == "running":  # libvirt said it went well
-            move.state = "moved"
-        move.error = move.error or f"the destination does not answer afterwards: {error}"
+        peer = look_at(move.destination_address)
+    except GuestError as error:
+        _settle_alone(connection, move, path, str(error))
         return
-    there = guests.is_running(peer, move.guest)
-    if there and not here:
-        move.state, move.error = "moved", ""
-        _statistics(peer, move)
-        guests.forget(path)
-    elif here and not there:
-        if move.state == "running":
+    try:
+        there = guests.find(peer, move.guest)
+        if here is None and there is not None and there.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+            move.state, move.error = "moved", ""
+            _statistics(there, move)
+            guests.forget(path)
+        elif there is None and here is not None and here.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+            if move.state != "cancelled":
+                move.state = "failed"
+            move.error = move.error or "libvirt reports success, but the guest still runs here"
+        else:
+            where = f"is {_seen(here)} on {move.source} and {_seen(there)} on {move.destination}"
+            move.state, move.error = "failed", _ambiguous(move, where)
+    finally:
+        peer.close()
+
+
+def _settle_alone(connection: Any, move: Move, path: Path, error: str) -> None:
+    """The same where the destination can't be asked any more."""
+    if guests.is_running(connection, move.guest):
+        if move.state != "cancelled":
             move.state = "failed"
-        move.error = move.error or "libvirt reports success, but the guest still runs here"
-        _pin_again(connection, move, path)
+        move.error = f"it runs on {move.source} still; {move.error or 'libvirt reported no error'}; {error}"
+    elif move.state == "running" and guests.find(connection, move.guest) is None:
+        # libvirt gives a guest up only after the destination has confirmed that it runs there
+        move.state, move.error = "moved", error
+        guests.forget(path)
     else:
-        where = "on both ends" if here else "on neither end"
-        move.state = "failed"
-        move.error = (
-            f"guest {move.guest} runs {where} ({move.error or 'no error was reported'}). Nothing was started or "
-            f"destroyed: look at {move.source} and {move.destination} and decide"
-        )
-    peer.close()
+        move.state, move.error = "failed", _ambiguous(move, f"does not run on {move.source}, and {error}")
 
 
-def _statistics(peer: Any, move: Move) -> None:
-    """Libvirt's own figures of the completed move, from the destination (the source forgot the guest)."""
-    domain = guests.find(peer, move.guest)
+def _ambiguous(move: Move, where: str) -> str:
+    return (
+        f"guest {move.guest} {where} ({move.error or 'no error was reported'}). Nothing was started or "
+        f"destroyed: look with 'virsh list --all' at {move.source} and {move.destination} and decide"
+    )
+
+
+def _seen(domain: Any) -> str:
     if domain is None:
-        return
+        return "absent"
+    return "running" if domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING else "there but not running"
+
+
+def _statistics(domain: Any, move: Move) -> None:
+    """Libvirt's own figures of the completed move, from the destination (the source forgot the guest)."""
     with contextlib.suppress(libvirt.libvirtError):
         stats = domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED)
         move.downtime_ms = stats.get("downtime")
         move.bytes = stats.get("data_processed") or stats.get("memory_processed")
         move.memory_bps = stats.get("memory_bps")
         move.iterations = stats.get("memory_iteration")
+        move.remaining = None
         if stats.get("time_elapsed"):
             move.elapsed_s = stats["time_elapsed"] / 1000
 
 
-def _pin_again(connection: Any, move: Move, path: Path) -> None:
+def _pin_again(domain: Any, state: Dict[str, Any]) -> None:
     """Put a guest that stayed back on its cores: auto-converge and an abort may have changed what it may use."""
-    state = guest_state.read(path) or {}
-    domain = guests.find(connection, move.guest)
-    if domain is None or not state.get("cores"):
+    cores: List[int] = state.get("cores") or []
+    if not cores:
         return
-    cores = set(state["cores"])
     width = max(os.cpu_count() or 1, max(cores) + 1)
+
+    def only(chosen: List[int]) -> Any:
+        return tuple(core in chosen for core in range(width))
+
     with contextlib.suppress(libvirt.libvirtError):
         for vcpu in range(domain.maxVcpus()):
-            domain.pinVcpu(vcpu, tuple(core in cores for core in range(width)))
+            domain.pinVcpu(vcpu, only([cores[vcpu % len(cores)]]))
+        domain.pinEmulator(only(cores))
 
 
 def _after_a_dead_mover(record: Record) -> Record:
     """The process that moved the guests is gone: libvirt's daemons may still be moving them. Ask both ends."""
     connection = guests.connect()
     for move in record.moves:
-        if move.state in ("moved", "failed", "cancelled"):
+        if move.state in ENDED:
+            continue
+        if move.state == "planned":
+            move.state, move.error = "failed", "the process that was to move it ended before"
             continue
         deadline = time.monotonic() + LEAST_LIMIT_S
         while time.monotonic() < deadline:
             domain = guests.find(connection, move.guest)
-            if domain is None or domain.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE:
+            if domain is None or not _has_job(domain):
                 break
+            if is_aborted(record.evacuation):
+                with contextlib.suppress(libvirt.libvirtError):
+                    domain.abortJob()
             time.sleep(0.5)
-        move.error = "the process that moved it ended"
         with guest_state.locked(move.guest, f"migration of {record.evacuation}") as path:
+            move.error = "the process that moved it ended"
+            # no success was reported to anybody: "running" would be read as one where the destination is silent
+            move.state = "cancelled" if is_aborted(record.evacuation) else "failed"
             _settle(connection, move, path)
     record.ended = time.time()
     write_record(record)
     return record
+
+
+def _has_job(domain: Any) -> bool:
+    try:
+        return bool(domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
+    except libvirt.libvirtError:
+        return False  # it is gone: it may have left just now

@@ -1,8 +1,8 @@
 """Guests' taps on a host: what each may say it is.
 
 One nftables table of the bridge family lets a tap speak with the hardware and IP address of its guest alone. Libvirt's
-own filter (clean-traffic) is set up by a row of ebtables calls for each guest, which costs seconds in the middle of a
-move; here it is two set elements, added before the guest comes.
+own filter (clean-traffic) does the same with some thirty runs of ebtables a guest, which costs seconds in the middle of
+a move; here it is two set elements, added before the guest comes.
 """
 
 from __future__ import annotations
