@@ -27,7 +27,12 @@ def run_playbook(progress: Progress, project: Path, inventory: Path, playbook: s
         str(inventory),
         str(project / "playbooks" / playbook),
     ]
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(project / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(project / "ansible.cfg"),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "true",  # or a task is named only when its first host has ended it
+    }
     last: deque[str] = deque(maxlen=25)
     with (
         log.open("w") as copy,

@@ -34,3 +34,14 @@ def site(inventory: Path) -> Site:
 def services(site: Site) -> Services:
     """The three services on the testbed's head, as operator."""
     return connect(site)
+
+
+@pytest.fixture(scope="module")
+def empty_hosts(site: Site, services: Services) -> list[str]:
+    """Two hosts without guests: those that ended jobs have left there for the next ones are removed."""
+    hosts = site.groups["hypervisor"][-2:]
+    for guest in services.membership().guests:
+        if guest.host in hosts:
+            assert guest.job is None, f"{guest.name} on {guest.host} is in use by {guest.job}"
+            services.resource_manager.delete(f"/guests/{guest.name}", timeout=120).raise_for_status()
+    return hosts

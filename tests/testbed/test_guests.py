@@ -19,9 +19,9 @@ BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
-def host(site):
-    """The host these guests run on: the spare, which no job uses."""
-    return site.groups["hypervisor"][-1]
+def host(empty_hosts):
+    """The host these guests run on."""
+    return empty_hosts[-1]
 
 
 @pytest.fixture(scope="module")

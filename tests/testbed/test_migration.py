@@ -34,17 +34,11 @@ while True:
 
 
 @pytest.fixture(scope="module")
-def hosts(site):
-    """Two hosts that no job uses: here and there."""
-    return site.groups["hypervisor"][-2:]
-
-
-@pytest.fixture(scope="module")
-def hand(site, hosts, tmp_path_factory):
+def hand(site, empty_hosts, tmp_path_factory):
     """Two guests on the first of the two hosts."""
     hand = make(site, tmp_path_factory.mktemp("by-hand"))
     hand.clear(ONE, TWO)
-    started = hand.launch(hosts[0], hand.describe(ONE, 247), hand.describe(TWO, 248))
+    started = hand.launch(empty_hosts[0], hand.describe(ONE, 247), hand.describe(TWO, 248))
     assert started.failures == []
     hand.run_id = str(int(time.time()))
     yield hand
@@ -52,11 +46,11 @@ def hand(site, hosts, tmp_path_factory):
 
 
 @pytest.fixture
-def ends(hand):
+def ends(hand, empty_hosts):
     """Where the guests are now, and the other host."""
     here = hand.host_of[ONE]
     assert hand.host_of[TWO] == here
-    other = next(host for host in hand.site.groups["hypervisor"][-2:] if host != here)
+    other = next(host for host in empty_hosts if host != here)
     return here, other
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,16 @@ def test_deploying_again_changes_nothing(inventory):
     assert not changed, done.stdout
 
 
+def refused(inventory: Path) -> str:
+    """Deploy on a bad inventory; check mode, because these name the machine itself as a host."""
+    done = play(inventory, "site.yml", "--check")
+    assert done.returncode != 0
+    said, recap = " ".join(done.stdout.split()).split("PLAY RECAP")
+    assert "PLAY [Prepare the head]" not in said
+    assert "changed=0" in recap
+    return said
+
+
 def write_inventory(folder: Path, hosts: dict[str, str]) -> Path:
     inventory = folder / "hosts.yml"
     lines = ["head: {hosts: {head01: {ansible_host: 127.0.0.1, ansible_connection: local}}}", "hypervisor:"]
@@ -74,16 +85,16 @@ def write_inventory(folder: Path, hosts: dict[str, str]) -> Path:
 
 def test_an_inventory_without_a_spare_is_refused_before_anything_is_changed(tmp_path):
     inventory = write_inventory(tmp_path, {"host01": "ansible_connection: local"})
-    done = play(inventory, "site.yml")
-    assert done.returncode != 0
-    assert "The inventory has no spare" in done.stdout
-    assert "changed=0" in done.stdout.split("PLAY RECAP")[1]
+    assert "The inventory has no spare" in refused(inventory)
 
 
 def test_a_host_that_does_not_answer_is_named_before_anything_is_changed(tmp_path):
     silent = "ansible_host: 127.0.0.1, ansible_port: 9, ansible_ssh_common_args: '-o ConnectTimeout=2'"
     inventory = write_inventory(tmp_path, {"host01": "ansible_connection: local", "host02": silent})
-    done = play(inventory, "site.yml")
-    assert done.returncode != 0
-    assert "These hosts do not answer over SSH: host02." in done.stdout
-    assert "changed=0" in done.stdout.split("PLAY RECAP")[1]
+    assert "These hosts do not answer over SSH: host02." in refused(inventory)
+
+
+def test_a_head_whose_port_is_taken_is_refused_before_anything_is_changed(tmp_path):
+    inventory = write_inventory(tmp_path, dict.fromkeys(("host01", "host02"), "ansible_connection: local"))
+    with socket.create_server(("127.0.0.1", 7412)):
+        assert "are taken by others: 127.0.0.1:7412 users:((" in refused(inventory)
