@@ -29,7 +29,7 @@ class Scale:
     hog_growth: Growth  # run 3: the application itself takes as much on every host
     rule: str  # of the monitor, which raises the alarm
     hog_share: float = 0.5
-    hog_seconds: float = 20.0
+    hog_seconds: float = 14.0
 
     @property
     def guests(self) -> int:
@@ -46,9 +46,9 @@ SCALES = {
             hosts_in_use=4,
             hosts_idle=1,
             guests_per_host=2,
-            guest_memory_mb=800,
-            growth=Growth(start_mb=20, rate_mb_s=5, limit_mb=240, hold_s=5),
-            hog_growth=Growth(start_mb=40, rate_mb_s=40, limit_mb=600, hold_s=8),
+            guest_memory_mb=860,
+            growth=Growth(start_mb=60, rate_mb_s=5, limit_mb=240, hold_s=3),
+            hog_growth=Growth(start_mb=60, rate_mb_s=40, limit_mb=600, hold_s=6),
             rule="robust",
         ),
         Scale(
@@ -57,9 +57,9 @@ SCALES = {
             hosts_in_use=8,
             hosts_idle=2,
             guests_per_host=2,
-            guest_memory_mb=800,
-            growth=Growth(start_mb=20, rate_mb_s=5, limit_mb=240, hold_s=5),
-            hog_growth=Growth(start_mb=40, rate_mb_s=40, limit_mb=600, hold_s=8),
+            guest_memory_mb=860,
+            growth=Growth(start_mb=60, rate_mb_s=5, limit_mb=240, hold_s=3),
+            hog_growth=Growth(start_mb=60, rate_mb_s=40, limit_mb=600, hold_s=6),
             rule="robust",
         ),
         Scale(
