@@ -59,6 +59,11 @@ bench: venv ## measure; writes build/bench/*.json
 	@python -m failavoid.demo --scale default --testbed-only
 	python -m tests.bench
 
+.PHONY: soak
+soak: venv ## fifty evacuations in a row under one job; writes build/soak/soak.json
+	@python -m failavoid.demo --scale default --testbed-only
+	python -m tests.soak
+
 .PHONY: clean-testbed
 clean-testbed: venv ## end the testbed: no process, mount, bridge, cgroup or file stays (the image does)
 	ansible-playbook -i inventories/testbed playbooks/testbed-clean.yml

@@ -87,6 +87,12 @@ def wait(*requests: Any) -> None:
         pause = min(2 * pause, 0.01)
 
 
+def says_go(file: str) -> bool:
+    """Whether the file says so. Opened anew each time: that is when an NFS client asks its server for what is new."""
+    with open(file) as words:  # noqa: PTH123
+        return words.read().strip() == "go"
+
+
 def run(
     start_mb: float,
     grow_mb_s: float,
@@ -94,9 +100,13 @@ def run(
     hold_s: float,
     steps: int,
     interval_s: float,
+    go_on: Callable[[], bool] | None,
     say: Callable[[str], None],
 ) -> bool:
-    """Run to the end and return whether every result was right, on every rank."""
+    """Run to the end and return whether every result was right, on every rank.
+
+    ``go_on``, if given, is asked by rank 0 instead of the clock.
+    """
     world = MPI.COMM_WORLD
     rank, ranks = world.Get_rank(), world.Get_size()
     memory = Memory(rank)
@@ -120,8 +130,8 @@ def run(
         block = (received * A + C) % P
 
         # the sum, and rank 0's word whether this was the last iteration: all must agree on it
-        last = step >= steps if steps else elapsed >= seconds
-        mine = np.array([int(block.sum()), int(last and rank == 0)], dtype=np.int64)
+        last = rank == 0 and (not go_on() if go_on else step >= steps if steps else elapsed >= seconds)
+        mine = np.array([int(block.sum()), int(last)], dtype=np.int64)
         sums = np.empty_like(mine)
         wait(world.Iallreduce(mine, sums, MPI.SUM))
         wrong += int(sums[0]) % P != sum_after(step, ranks)
@@ -161,6 +171,7 @@ def main() -> int:
     parser.add_argument("--limit-mb", type=float, default=20, help="memory of a rank at most, MiB")
     parser.add_argument("--hold-s", type=float, default=10, help="seconds to run on when that is reached")
     parser.add_argument("--steps", type=int, default=0, help="end after so many iterations instead of by time")
+    parser.add_argument("--while-go", metavar="FILE", help="run on as long as FILE says 'go'")
     parser.add_argument("--interval-s", type=float, default=0.25, help="an iteration takes at least that long")
     options = parser.parse_args()
     speaker = MPI.COMM_WORLD.Get_rank() == 0
@@ -176,6 +187,7 @@ def main() -> int:
         options.hold_s,
         options.steps,
         options.interval_s,
+        (lambda: says_go(options.while_go)) if options.while_go else None,
         say,
     )
     say("RESULT correct" if correct else "RESULT wrong")

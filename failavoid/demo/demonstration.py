@@ -10,7 +10,7 @@ from failavoid.demo.observe import connect
 from failavoid.demo.progress import Progress
 from failavoid.demo.record import make_record
 from failavoid.demo.report import write_report
-from failavoid.demo.runs import Run, calm_down, perform
+from failavoid.demo.runs import Run, clean_up, perform
 from failavoid.demo.scale import Scale
 from failavoid.demo.site import read_inventory
 
@@ -46,7 +46,7 @@ def run_demonstration(project: Path, scale: Scale, testbed_only: bool) -> int:
         with progress.step(name):
             runs.append(perform(site, services, progress, scale, name, policy, growth, with_hog))
     with progress.step(REPORT):
-        calm_down(site, services, progress)
+        clean_up(site, services, progress)
         record = make_record(site, scale, runs, _wall(progress))
         report = write_report(record, project / "build" / "demo")
     return tell(report, project / "build" / "demo")

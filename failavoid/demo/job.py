@@ -58,9 +58,12 @@ class RunningJob:
 
 
 def start_job(
-    site: Site, scale: Scale, name: str, policy: str, growth: Growth, on_line: Callable[[str], None]
+    site: Site, scale: Scale, name: str, policy: str, growth: Growth, on_line: Callable[[str], None], *more: str
 ) -> RunningJob:
-    """Start the application as a job of the demonstration's user; ``on_line`` gets each line it prints."""
+    """Start the application as a job of the demonstration's user; ``on_line`` gets each line it prints.
+
+    ``more`` are further words for the application.
+    """
     command = [
         "runuser",
         "-u",
@@ -97,6 +100,7 @@ def start_job(
         str(growth.limit_mb),
         "--hold-s",
         str(growth.hold_s),
+        *more,
     ]
     process = subprocess.Popen(
         site.ssh(site.head, *command),

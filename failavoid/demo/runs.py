@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from failavoid.demo.job import RunningJob, start_job
@@ -130,14 +131,20 @@ def stop_hog(site: Site, host: str) -> None:
     site.run(host, "systemctl", "stop", HOG_UNIT, check=False)
 
 
-def calm_down(site: Site, services: Services, progress: Progress) -> None:
-    """Bring the testbed back to where a run can begin: no hog, no defunct host, memory given back."""
-    for host in site.groups["hypervisor"]:
-        stop_hog(site, host)
+def clean_up(site: Site, services: Services, progress: Progress) -> None:
+    """Take back what a run has done to the hosts: no hog, no defunct host."""
+    hosts = site.groups["hypervisor"]
+    with ThreadPoolExecutor(max_workers=len(hosts)) as pool:
+        list(pool.map(lambda host: stop_hog(site, host), hosts))
     for known in services.membership().hosts:
         if known.pool == "defunct":
             progress.note(f"{known.name} was defunct ({known.reason}); its cause is gone, it is restored")
             services.restore(known.name)
+
+
+def calm_down(site: Site, services: Services, progress: Progress) -> None:
+    """Bring the testbed back to where a run can begin: cleaned up, and memory given back."""
+    clean_up(site, services, progress)
 
     def calm() -> bool:
         latest = services.latest()

@@ -27,9 +27,8 @@ class Scale:
     guest_memory_mb: int
     growth: Growth  # runs 1 and 2
     hog_growth: Growth  # run 3: the application itself takes as much on every host
-    rule: str  # of the monitor, which raises the alarm
     hog_share: float = 0.5
-    hog_seconds: float = 14.0
+    hog_seconds: float = 11.0
 
     @property
     def guests(self) -> int:
@@ -47,9 +46,8 @@ SCALES = {
             hosts_idle=1,
             guests_per_host=2,
             guest_memory_mb=860,
-            growth=Growth(start_mb=60, rate_mb_s=5, limit_mb=240, hold_s=3),
+            growth=Growth(start_mb=55, rate_mb_s=5, limit_mb=240, hold_s=3),
             hog_growth=Growth(start_mb=60, rate_mb_s=40, limit_mb=600, hold_s=6),
-            rule="robust",
         ),
         Scale(
             name="rack",
@@ -58,9 +56,8 @@ SCALES = {
             hosts_idle=2,
             guests_per_host=2,
             guest_memory_mb=860,
-            growth=Growth(start_mb=60, rate_mb_s=5, limit_mb=240, hold_s=3),
+            growth=Growth(start_mb=55, rate_mb_s=5, limit_mb=240, hold_s=3),
             hog_growth=Growth(start_mb=60, rate_mb_s=40, limit_mb=600, hold_s=6),
-            rule="robust",
         ),
         Scale(
             name="paper",
@@ -71,7 +68,6 @@ SCALES = {
             guest_memory_mb=288,
             growth=Growth(start_mb=10, rate_mb_s=1, limit_mb=60, hold_s=10),
             hog_growth=Growth(start_mb=10, rate_mb_s=5, limit_mb=120, hold_s=10),
-            rule="paper",
             hog_seconds=60.0,
         ),
     )

@@ -34,6 +34,7 @@ WATCH_S = 0.2
 CONNECT_S = 5.0
 LEAST_LIMIT_S = 120.0
 ENDED = ("moved", "failed", "cancelled")
+KEPT_RECORDS = 100  # of evacuations that have ended; the controller's journal keeps what became of them
 
 
 @dataclass
@@ -151,6 +152,7 @@ def start(record: Record) -> bool:
         before = read_record(record.evacuation)
         if before is not None:
             return False
+        _forget_old_records()
         record.began = time.time()
         write_record(record)
         child = os.fork()
@@ -158,6 +160,19 @@ def start(record: Record) -> bool:
             _become_mover(record, lock)
         os.waitpid(child, 0)
     return True
+
+
+def _forget_old_records() -> None:
+    """Remove the oldest records: the folder lies in RAM."""
+    ended = [path for path in RECORDS.glob("*.json") if _has_ended(path.stem)]
+    for path in sorted(ended, key=lambda one: one.stat().st_mtime)[:-KEPT_RECORDS]:
+        for suffix in (".json", ".lock", ".aborted"):
+            path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _has_ended(evacuation: str) -> bool:
+    record = read_record(evacuation)
+    return record is not None and record.ended is not None
 
 
 def _become_mover(record: Record, lock: int) -> None:

@@ -23,7 +23,7 @@ from failavoid.shared.messages import Guest
 PROJECT = Path(__file__).resolve().parents[2]
 ROUNDS = 5
 BIN = Path(sys.executable).parent
-SCALE = Scale("bench", "testbed", 1, 1, 2, 400, Growth(10, 1, 10, 1), Growth(10, 1, 10, 1), "robust")
+SCALE = Scale("bench", "testbed", 1, 1, 2, 400, Growth(10, 1, 10, 1), Growth(10, 1, 10, 1))
 
 
 def bench_guests(site: Site, services: Services) -> tuple[list[Guest], str]:

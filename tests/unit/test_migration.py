@@ -326,3 +326,16 @@ def test_the_record_can_be_read_by_root_alone_and_whole_at_any_time(world):
     assert path.stat().st_mode & 0o077 == 0
     assert migration.read_record("evac-1") == done
     assert json.loads(path.read_text())["evacuation"] == "evac-1"
+
+
+def test_the_oldest_records_of_ended_evacuations_are_removed_and_open_ones_stay(world, monkeypatch):
+    monkeypatch.setattr(migration, "KEPT_RECORDS", 2)
+    for number in range(4):
+        ended = None if number == 0 else float(number)
+        migration.write_record(migration.Record(f"old-{number}", [], ended=ended))
+        os.utime(migration.record_path(f"old-{number}"), (number, number))
+        migration.record_path(f"old-{number}").with_suffix(".lock").touch()
+    assert migration.start(record())
+    assert migration.wait("evac-1").ended
+    left = sorted(path.name for path in migration.RECORDS.iterdir() if path.name.startswith("old"))
+    assert left == [f"old-{number}.{kind}" for number in (0, 2, 3) for kind in ("json", "lock")]
