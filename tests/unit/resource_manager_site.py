@@ -41,8 +41,7 @@ class Site:
             prefix=16,
             state=str(folder / "state"),
             sysimage=str(folder / "sysimage"),
-            share_cores=True,
-            **settings,
+            **{"share_cores": True, **settings},
         )
         self.running = {f"10.0.0.{n}": {} for n in range(1, hosts + 1)}
         self.silent, self.calls, self.fail, self.unheard = set(), [], {}, {}
@@ -53,6 +52,8 @@ class Site:
 
     def start(self):
         """Begin a life of the service; one before is forgotten as kill -9 would."""
+        if hasattr(self, "watch"):
+            self.watch._pool.shutdown(wait=False)
         self.manager = make_manager(self.settings, SECRET, self.look, lambda host: self.unheard.get(host, ""))
         self.store, self.watch = self.manager.store, self.manager.watch
         self.api = TestClient(make_api(self.manager))

@@ -3,6 +3,7 @@
 import http.server
 import json
 import threading
+import typing
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,8 @@ def assign(assignment):
 class ResourceManager(http.server.BaseHTTPRequestHandler):
     """Answers each poll with the next of ``answers``."""
 
-    answers: list = []
-    said: list = []
+    answers: typing.ClassVar[list] = []
+    said: typing.ClassVar[list] = []
 
     def do_GET(self):
         self.answer(self.answers.pop(0))

@@ -15,8 +15,7 @@ import pytest
 import uvicorn
 from resource_manager_site import PATIENCE_S, SECRET, SERVICE, Site
 
-from failavoid.cli import mpi, tables
-from failavoid.cli import completion
+from failavoid.cli import completion, mpi, tables
 from failavoid.cli.run import kilobytes, seconds, user_key
 from failavoid.cli.settings import CliError, CliSettings, load
 from failavoid.shared.messages import Alarm, Evacuation, Evidence, Job, JobRequest, Migration, Step, to_dict
