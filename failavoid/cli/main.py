@@ -239,8 +239,10 @@ def token(
 @command
 def run(
     program: Annotated[list[str], typer.Argument(help="The program and its arguments.")],
-    ranks: Annotated[int, typer.Option("-n", "--ranks", min=0, help="Number of ranks. 0: one a guest.")] = 0,
-    hosts: Annotated[int, typer.Option(min=1, help="Number of hosts.")] = 1,
+    ranks: Annotated[
+        int, typer.Option("-n", "--ranks", min=0, help="Number of ranks. 0: one a core of the guests.")
+    ] = 0,
+    hosts: Annotated[int, typer.Option(min=0, help="Number of hosts. 0: as many as the ranks need.")] = 0,
     guests_per_host: Annotated[int, typer.Option(min=1, help="Guests on each of them.")] = 1,
     guest_memory: Annotated[str, typer.Option(help="Memory of each guest, e.g. 512MiB.")] = "256MiB",
     policy: Annotated[str, typer.Option(help="migrate: evacuate the job's hosts; off: never.")] = "migrate",

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from failavoid.cli.settings import CliSettings
+from failavoid.cli.settings import CliError, CliSettings
 from failavoid.shared.messages import Job
 
 LIBRARY = "/opt/failavoid/lib"  # in guests: Python path of the barrier wrapper
@@ -60,14 +60,19 @@ def ssh_config(guests: list[Target], key: Path | None, known_hosts: Path, master
 
 
 def prepare(job: Job, ranks: int, key: Path, folder: Path, masters: Path, settings: CliSettings) -> list[str]:
-    """Write the files of a job into ``folder``; returns the command without the program. ``ranks`` 0: one a guest."""
+    """Write the files of a job into ``folder``; returns the command without the program. ``ranks`` 0: one a core."""
     guests = targets(job.known_hosts)
-    slots = -(-ranks // len(guests)) if ranks else 1
+    if len(guests) != len(job.guests or job.hosts):
+        raise CliError(
+            f"the SSH host keys of {' '.join(job.hosts)} are not known on the head: an administrator sees to it"
+        )
+    ranks = ranks or len(guests) * job.request.guest_vcpus
+    slots = -(-ranks // len(guests))
     (folder / "known_hosts").write_text(job.known_hosts)
     (folder / "hosts").write_text("".join(f"{guest.address} slots={slots}\n" for guest in guests))
     own_key = key if job.resource == "guests" else None
     (folder / "ssh_config").write_text(ssh_config(guests, own_key, folder / "known_hosts", masters))
-    return mpirun(ranks or len(guests), folder, settings)
+    return mpirun(ranks, folder, settings)
 
 
 def mpirun(ranks: int, folder: Path, settings: CliSettings) -> list[str]:

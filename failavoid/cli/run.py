@@ -69,7 +69,7 @@ def run_job(request: RunRequest) -> int:
             uid=who.pw_uid,
             gid=who.pw_gid,
             public_key=key.with_suffix(".pub").read_text().strip(),
-            hosts=request.hosts,
+            hosts=hosts_for(request),
             guests_per_host=request.guests_per_host,
             guest_memory_kb=memory_kb,
             policy=request.policy,
@@ -83,6 +83,12 @@ def run_job(request: RunRequest) -> int:
         return _follow(asked, request, key, Path(who.pw_dir))
     except OSError as error:
         raise CliError(f"the job's files can't be written: {error}") from error
+
+
+def hosts_for(request: RunRequest) -> int:
+    """The number of hosts: as asked for, or so many that each rank has a core of a guest."""
+    cores = request.guests_per_host * request.guest_vcpus
+    return request.hosts or (1 if request.on_hosts else max(1, -(-request.ranks // cores)))
 
 
 def kilobytes(text: str) -> int:

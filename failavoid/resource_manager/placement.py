@@ -57,6 +57,9 @@ def choose_hosts(state: State, request: JobRequest, settings: Settings, resource
         found = sum(fits(state, guest, request, terms) for guest in state.guests_on(host.name))
         return min(found, load.guests)
 
+    def evicted(host: Host) -> int:
+        return len(state.guests_on(host.name)) - usable(host)
+
     best: tuple[int, list[Host]] | None = None
     troubles = []
     for name in classes:
@@ -66,7 +69,7 @@ def choose_hosts(state: State, request: JobRequest, settings: Settings, resource
         if trouble:
             troubles.append(trouble)
             continue
-        mine.sort(key=lambda host: (-usable(host), _boots(state, host), host.name))
+        mine.sort(key=lambda host: (-usable(host), _boots(state, host), evicted(host), host.name))
         chosen = sorted(mine[: request.hosts], key=lambda host: host.name)
         found = sum(map(usable, chosen))
         if best is None or found > best[0]:

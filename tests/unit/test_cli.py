@@ -1,5 +1,6 @@
 """The command line, as a program: real processes that talk HTTP to a resource manager; mpirun is played by a script."""
 
+import dataclasses
 import json
 import os
 import pwd
@@ -16,7 +17,7 @@ import uvicorn
 from resource_manager_site import PATIENCE_S, SECRET, SERVICE, Site
 
 from failavoid.cli import completion, mpi, tables
-from failavoid.cli.run import kilobytes, seconds, user_key
+from failavoid.cli.run import RunRequest, hosts_for, kilobytes, seconds, user_key
 from failavoid.cli.settings import CliError, CliSettings, load
 from failavoid.shared.messages import Alarm, Evacuation, Evidence, Job, JobRequest, Migration, Step, to_dict
 from failavoid.shared.tokens import mint, verify
@@ -206,7 +207,7 @@ def test_a_service_that_does_not_answer_is_named_and_the_status_is_5(environment
 
 def test_wrong_words_are_status_2(environment):
     assert failavoid(environment, "frobnicate")[0] == 2
-    assert failavoid(environment, "run", "--hosts", "0", "program")[0] == 2
+    assert failavoid(environment, "run", "--guests-per-host", "0", "program")[0] == 2
 
 
 def test_who_may_read_the_secret_can_make_tokens(environment, tmp_path):
@@ -528,6 +529,29 @@ def test_more_ranks_than_guests_share_them(tmp_path):
     command = mpi.prepare(job_of(), 5, tmp_path / "key", tmp_path, tmp_path, CliSettings())
     assert command[1:3] == ["-n", "5"]
     assert (tmp_path / "hosts").read_text() == "10.0.2.1 slots=3\n10.0.2.2 slots=3\n"
+
+
+def test_each_rank_gets_a_core_of_a_guest_unless_hosts_are_asked_for():
+    asked = RunRequest(["p"], 8, 0, 2, "256MiB", "migrate", 1, "job")
+    assert hosts_for(asked) == 4
+    assert hosts_for(dataclasses.replace(asked, guest_vcpus=4)) == 1
+    assert hosts_for(dataclasses.replace(asked, ranks=0)) == 1
+    assert hosts_for(dataclasses.replace(asked, hosts=3)) == 3
+    assert hosts_for(dataclasses.replace(asked, on_hosts=True)) == 1
+
+
+def test_a_guest_has_as_many_ranks_as_cores_unless_they_are_counted(tmp_path):
+    job = job_of()
+    job.request.guest_vcpus = 3
+    command = mpi.prepare(job, 0, tmp_path / "key", tmp_path, tmp_path, CliSettings())
+    assert command[1:3] == ["-n", "6"]
+
+
+def test_hosts_whose_keys_nobody_knows_get_no_ranks(tmp_path):
+    job = job_of("10.0.0.1,host1 ssh-ed25519 AAA1\n")
+    job.resource, job.guests, job.hosts = "hosts", [], ["host1", "host2"]
+    with pytest.raises(CliError, match="host keys of host1 host2 are not known"):
+        mpi.prepare(job, 0, tmp_path / "key", tmp_path, tmp_path, CliSettings())
 
 
 def test_mpi_stays_on_the_network_of_the_guests_and_on_tcp(tmp_path):
