@@ -105,6 +105,10 @@ def main(arguments: list[str]) -> int:
             from failavoid.agent import ranks
 
             threading.Thread(target=ranks.run, args=(settings,), name="ranks", daemon=True).start()
+            if settings.resource_manager:
+                from failavoid.agent import assignment
+
+                threading.Thread(target=assignment.run, args=(settings,), name="assignment", daemon=True).start()
         sample_for_ever(settings)
     except SettingsError as error:
         say(str(error))

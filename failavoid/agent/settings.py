@@ -16,10 +16,11 @@ class Settings:
     """What one agent needs to know.
 
     ``monitor`` is the (address, port) samples go to, ``controller`` the base URL that a
-    guest's agent asks for notices, ``metrics`` the names to send (all if None).
+    guest's agent asks for notices, ``resource_manager`` the one that a warm guest's asks for
+    its user, ``metrics`` the names to send (all if None).
     """
 
-    __slots__ = ("controller", "interval_s", "kind", "metrics", "monitor", "node", "token")
+    __slots__ = ("controller", "interval_s", "kind", "metrics", "monitor", "node", "resource_manager", "token")
 
     def __init__(
         self,
@@ -30,6 +31,7 @@ class Settings:
         controller: str = "",
         interval_s: float = 1.0,
         metrics: frozenset[str] | None = None,
+        resource_manager: str = "",
     ) -> None:
         self.node = node
         self.kind = kind
@@ -38,6 +40,7 @@ class Settings:
         self.controller = controller
         self.interval_s = interval_s
         self.metrics = metrics
+        self.resource_manager = resource_manager
 
 
 def load(path: str) -> Settings:
@@ -73,6 +76,7 @@ def load(path: str) -> Settings:
         controller=str(data.get("controller") or ""),
         interval_s=_interval(path, data.get("interval_s"), kind),
         metrics=None if metrics is None else frozenset(metrics),
+        resource_manager=str(data.get("resource_manager") or ""),
     )
 
 

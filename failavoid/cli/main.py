@@ -17,9 +17,14 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from failavoid.cli import completion
 from failavoid.cli.settings import FAILED, NO_TOKEN, WRONG_WORDS, CliError
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
+Host = Annotated[str, typer.Argument(autocompletion=completion.hosts)]
+Job = Annotated[str, typer.Argument(autocompletion=completion.jobs)]
+Guest = Annotated[str, typer.Argument(autocompletion=completion.guests)]
+EvacuationId = Annotated[str, typer.Argument(autocompletion=completion.evacuations)]
 Json = Annotated[bool, typer.Option("--json", help="For programs: the API's own document.")]
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -83,6 +88,7 @@ def status(as_json: Json = False) -> None:
         document({"membership": membership, "evacuations": evacuations})
         return
     tables.pools(membership["hosts"])
+    tables.differences(membership["differences"])
     running = [job for job in membership["jobs"] if job["ended"] is None]
     tables.jobs(running, membership["guests"])
     tables.evacuations([one for one in evacuations if one["state"] not in ("RETIRED", "CANCELLED", "FAILED")])
@@ -149,7 +155,7 @@ def evacuations(as_json: Json = False) -> None:
 
 
 @command
-def show(evacuation: str, as_json: Json = False) -> None:
+def show(evacuation: EvacuationId, as_json: Json = False) -> None:
     """The whole story of an evacuation."""
     from failavoid.cli import tables
 
@@ -164,39 +170,47 @@ def show(evacuation: str, as_json: Json = False) -> None:
 
 
 @command
-def evacuate(host: str, reason: Annotated[str, typer.Option(help="Kept with the evacuation.")] = "asked for") -> None:
+def evacuate(host: Host, reason: Annotated[str, typer.Option(help="Kept with the evacuation.")] = "asked for") -> None:
     """Move a host's guests away and retire it. Prints the evacuation's name."""
     print(change("controller", "/evacuations", {"host": host, "reason": reason})["id"])
 
 
 @command
-def cancel(evacuation: str) -> None:
+def cancel(evacuation: EvacuationId) -> None:
     """Cancel an evacuation whose guests do not move yet."""
     print(change("controller", f"/evacuations/{part(evacuation)}/cancel")["state"])
 
 
 @command
 def retire(
-    host: str, reason: Annotated[str, typer.Option(help="Shown until the host is restored.")] = "asked for"
+    host: Host, reason: Annotated[str, typer.Option(help="Shown until the host is restored.")] = "asked for"
 ) -> None:
     """Take a host without guests of jobs out of service."""
     change("resource_manager", f"/hosts/{part(host)}/retire", {"reason": reason})
 
 
 @command
-def restore(host: str) -> None:
-    """Check a retired host and bring it back."""
+def drain(
+    host: Host, reason: Annotated[str, typer.Option(help="Shown until the host is restored.")] = "asked for"
+) -> None:
+    """Give a host no new work; jobs on it go on."""
+    change("resource_manager", f"/hosts/{part(host)}/drain", {"reason": reason})
+
+
+@command
+def restore(host: Host) -> None:
+    """Check a host that was drained, suspected or retired, and bring it back."""
     change("resource_manager", f"/hosts/{part(host)}/restore")
 
 
 @command
-def remove(guest: str) -> None:
+def remove(guest: Guest) -> None:
     """Remove a guest that no job uses."""
     change("resource_manager", f"/guests/{part(guest)}", method="DELETE")
 
 
 @command
-def end(job: str, message: Annotated[str, typer.Option(help="Kept with the job.")] = "ended by hand") -> None:
+def end(job: Job, message: Annotated[str, typer.Option(help="Kept with the job.")] = "ended by hand") -> None:
     """End a job and free its hosts, also one whose `failavoid run` is gone."""
     print(change("resource_manager", f"/jobs/{part(job)}/ended", {"exit_status": None, "message": message})["state"])
 
@@ -225,18 +239,37 @@ def token(
 @command
 def run(
     program: Annotated[list[str], typer.Argument(help="The program and its arguments.")],
-    ranks: Annotated[int, typer.Option("-n", "--ranks", min=0, help="Number of ranks. 0: one a guest.")] = 0,
-    hosts: Annotated[int, typer.Option(min=1, help="Number of hosts.")] = 1,
+    ranks: Annotated[
+        int, typer.Option("-n", "--ranks", min=0, help="Number of ranks. 0: one a core of the guests.")
+    ] = 0,
+    hosts: Annotated[int, typer.Option(min=0, help="Number of hosts. 0: as many as the ranks need.")] = 0,
     guests_per_host: Annotated[int, typer.Option(min=1, help="Guests on each of them.")] = 1,
     guest_memory: Annotated[str, typer.Option(help="Memory of each guest, e.g. 512MiB.")] = "256MiB",
     policy: Annotated[str, typer.Option(help="migrate: evacuate the job's hosts; off: never.")] = "migrate",
     every: Annotated[int, typer.Option(min=1, help="Look for a notice at every n-th barrier.")] = 1,
     job_name: Annotated[str, typer.Option(help="A name for people.")] = "job",
+    guest_vcpus: Annotated[int, typer.Option(min=1, help="Cores of each guest.")] = 1,
+    hardware_class: Annotated[str, typer.Option(help="Class of the hosts. Empty: any one.")] = "",
+    on_hosts: Annotated[bool, typer.Option("--on-hosts", help="On the hosts themselves, without guests.")] = False,
+    expected_time: Annotated[str, typer.Option(help="How long the job will run, e.g. 30m or 2:00:00.")] = "",
 ) -> None:
     """Run an MPI program in guests of its own; returns the program's exit status."""
     from failavoid.cli.run import RunRequest, run_job
 
-    request = RunRequest(program, ranks, hosts, guests_per_host, guest_memory, policy, every, job_name)
+    request = RunRequest(
+        program,
+        ranks,
+        hosts,
+        guests_per_host,
+        guest_memory,
+        policy,
+        every,
+        job_name,
+        guest_vcpus,
+        on_hosts,
+        expected_time,
+        hardware_class,
+    )
     raise typer.Exit(run_job(request))
 
 

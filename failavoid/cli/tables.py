@@ -60,12 +60,20 @@ def hosts(found: list[Document], guests: list[Document]) -> None:
             mebibytes(host["memory_kb"]),
             " ".join(on[host["name"]]),
             host["reason"],
+            host["hardware_class"],
+            "; ".join(f"{mark['kind']} by {mark['who']} {moment(mark['time'])}" for mark in host["marks"]),
         ]
         for host in found
     ]
-    show("Hosts", ["host", "pool", "address", "memory", "guests", "reason"], rows)
+    show("Hosts", ["host", "pool", "address", "memory", "guests", "reason", "class", "marks"], rows)
     for warning in sorted({warning for host in found for warning in host["warnings"]}):
         print(f"Note: {warning}")
+
+
+def differences(found: list[Document]) -> None:
+    """What libvirt says otherwise than the resource manager; nothing if all is as it should be."""
+    if found:
+        show("Differences", ["since", ""], [[moment(one["since"]), one["words"]] for one in found])
 
 
 def guests(found: list[Document]) -> None:
@@ -97,7 +105,9 @@ def jobs(found: list[Document], guests: list[Document]) -> None:
             job["state"],
             job["request"]["policy"],
             len(job["guests"]),
-            "" if job["ended"] else " ".join(sorted({on[name] for name in job["guests"] if name in on})),
+            ""
+            if job["ended"]
+            else " ".join(sorted({on[name] for name in job["guests"] if name in on} | {*job["hosts"]})),
             moment(job["created"]),
             job["exit_status"],
             job["message"],

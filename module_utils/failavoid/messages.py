@@ -14,8 +14,10 @@ from typing import Any, Dict, List, Optional, Type, TypeVar
 
 T = TypeVar("T")
 
-POOLS = ("free", "allocated", "defunct")
+POOLS = ("free", "allocated", "suspect", "defunct")
+MARKS = ("drained", "suspect", "retired")
 POLICIES = ("migrate", "off")
+RESOURCES = ("guests", "hosts")
 
 
 @dataclass
@@ -84,8 +86,23 @@ class RuleEvent:
 
 
 @dataclass
+class Mark:
+    """What keeps a host from new work, and whose word that is: the program clears no mark but its own."""
+
+    kind: str  # of MARKS
+    who: str
+    by_program: bool  # not set by a person
+    time: float
+    reason: str
+
+
+@dataclass
 class Host:
-    """A physical node. ``numa`` maps a NUMA node's number to its cores."""
+    """A physical node. ``numa`` maps a NUMA node's number to its cores.
+
+    ``pool`` and ``reason`` follow from the marks, the jobs and the leases: retired is defunct, a job makes it
+    allocated, another mark suspect. A reserved spare takes the guests of evacuations alone.
+    """
 
     name: str
     address: str
@@ -94,11 +111,17 @@ class Host:
     numa: Dict[str, List[int]] = field(default_factory=dict)
     reason: str = ""
     warnings: List[str] = field(default_factory=list)
+    marks: List[Mark] = field(default_factory=list)
+    hardware_class: str = ""  # guests move between hosts of one class
+    reserved_spare: bool = False
 
 
 @dataclass
 class Guest:
-    """A job's virtual resource: one KVM guest, pinned to ``cores`` of one NUMA node."""
+    """A job's virtual resource: one KVM guest, pinned to ``cores`` of one NUMA node.
+
+    A warm guest has booted and waits for its job: it is ``user``'s, or anyone's if that is empty.
+    """
 
     name: str
     uuid: str
@@ -108,14 +131,19 @@ class Guest:
     cores: List[int]
     numa_node: int
     user: str
-    state: str = "booting"  # booting | ready | lost
+    state: str = "booting"  # booting | warm | assigned (is being told its user and job) | ready | lost
     job: Optional[str] = None
     image: str = ""  # digest of the system image it booted
+    hardware_class: str = ""  # of the host it booted on: where its CPU is known to work
+    idle_since: Optional[float] = None  # when its last job ended
 
 
 @dataclass
 class JobRequest:
-    """What a user asks for. Guests are placed ``guests_per_host`` to a host, a rank in each."""
+    """What a user asks for. Guests are placed ``guests_per_host`` to a host, a rank in each.
+
+    A job on ``hosts`` runs without guests: nothing of it can move, an alarm leads to a notice and a checkpoint.
+    """
 
     user: str
     uid: int
@@ -127,11 +155,15 @@ class JobRequest:
     policy: str = "migrate"
     every: int = 1  # ranks look for a notice at every n-th barrier
     name: str = "job"
+    guest_vcpus: int = 1
+    hardware_class: str = ""  # of its hosts; empty: any one
+    resource: str = ""  # of RESOURCES; empty: the site's choice, by the expected time
+    expected_s: Optional[float] = None  # how long the job will run
 
 
 @dataclass
 class Job:
-    """A job and the guests its ranks run on."""
+    """A job and the guests its ranks run on, or the ``hosts`` if its ``resource`` is these."""
 
     id: str
     request: JobRequest
@@ -144,7 +176,9 @@ class Job:
     exit_status: Optional[int] = None
     message: str = ""
     image: str = ""
-    known_hosts: str = ""  # host keys of the guests, in the form of ssh's known_hosts
+    known_hosts: str = ""  # host keys of what the ranks run on, in the form of ssh's known_hosts
+    resource: str = "guests"  # of RESOURCES
+    hosts: List[str] = field(default_factory=list)  # given without guests
 
 
 @dataclass
@@ -168,6 +202,16 @@ class Placement:
 
 
 @dataclass
+class Difference:
+    """What a host's libvirt says otherwise than the mapping does; ``guest`` may be a stranger's name."""
+
+    host: str
+    guest: str
+    words: str
+    since: float
+
+
+@dataclass
 class Membership:
     """The resource manager's whole picture; ``version`` grows with every change."""
 
@@ -175,6 +219,36 @@ class Membership:
     hosts: List[Host]
     guests: List[Guest]
     jobs: List[Job]
+    differences: List[Difference] = field(default_factory=list)
+
+
+@dataclass
+class Assignment:
+    """What a warm guest is told when a job takes it: the part of an identity that was open."""
+
+    job: str
+    user: Dict[str, Any]  # name, uid, gid
+    authorized_keys: List[str]
+    hosts: Dict[str, str]  # name -> address of all the job's guests and the head
+
+
+@dataclass
+class Event:
+    """A change made through a service's API, or by the service itself: the audit log's entry."""
+
+    number: int
+    time: float
+    who: str
+    what: str
+    detail: Dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Events:
+    """Events after a number, oldest first; ``last`` is the newest there is."""
+
+    events: List[Event]
+    last: int
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 from resource_manager_site import KEY, OPERATOR, PATIENCE_S, SECRET, SERVICE, USER, Site, bearer
 
 from failavoid.playbook_runner import PlaybookResult
-from failavoid.resource_manager import launch, leases, service
+from failavoid.resource_manager import guests, leases
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.store import Store
 from failavoid.resource_manager.watch import Watch
@@ -173,7 +173,7 @@ def test_guests_that_do_not_come_up_fail_the_job_and_leave_nothing_behind(site):
 
 def test_a_playbook_that_names_no_guest_has_started_none(site, monkeypatch):
     nothing = PlaybookResult(0, "successful", Path("/x.log"), {}, [])
-    monkeypatch.setattr(launch, "run_playbook", lambda *words, **_: nothing)
+    monkeypatch.setattr(guests, "run_playbook", lambda *words, **_: nothing)
     ident = site.ask().json()["id"]
     site.until(lambda: site.job(ident).state == "failed", "the job did not fail")
     assert "were not started" in site.job(ident).message
@@ -199,7 +199,7 @@ def test_guests_that_are_up_are_kept_when_others_of_the_job_fail(site, monkeypat
             return PlaybookResult(2, "failed", Path("/x.log"), {}, ["host2: no memory"])
         return site.play(playbook, inventory, variables, ident, log_dir, timeout_s, on_event)
 
-    monkeypatch.setattr(launch, "run_playbook", half)
+    monkeypatch.setattr(guests, "run_playbook", half)
     ident = site.ask().json()["id"]
     site.until(lambda: set(site.pools().values()) == {"free"}, "hosts are not free")
     assert "host2: no memory" in site.job(ident).message
@@ -550,11 +550,11 @@ def test_a_guest_that_no_job_uses_can_be_removed(site):
 
 
 def test_a_guest_that_its_host_still_acts_on_is_waited_for(site, monkeypatch):
-    monkeypatch.setattr(launch, "LOCKED_LOOK_S", 0.01)
+    monkeypatch.setattr(guests, "LOCKED_LOOK_S", 0.01)
     job = site.ready(hosts=1)
     site.end(job.id)
     site.fail["remove.yml"] = ["host1: guest g0001 on host1 is locked by: start, process 7"]
-    site.launcher.remove(job.guests)
+    site.manager.guests.remove(job.guests)
     assert site.guests() == {}
     assert len(site.played("remove.yml")) == 2
 
@@ -615,10 +615,10 @@ def test_a_host_whose_libvirt_hangs_keeps_nobody_from_the_others(site, monkeypat
     def look(address):
         if address == "10.0.0.1":
             hang.wait(PATIENCE_S)
-        return set(site.running[address])
+        return site.look(address)
 
     job = site.ready()
-    watch = Watch(site.settings, site.store, site.launcher, look)
+    watch = Watch(site.settings, site.store, site.manager.jobs, look)
     site.running["10.0.0.2"].clear()
     watch.once()
     watch.once()
@@ -665,11 +665,11 @@ def test_a_launch_that_a_crash_cut_short_is_done_anew(site):
     site.hold.clear()
     ident = site.ask().json()["id"]
     site.until(lambda: site.played("launch.yml"), "no launch")
-    old = site.launcher
+    old = site.manager.jobs
     site.start()
     old.launch = old.clear = old.end = lambda *words: None
     site.hold.set()
-    service.recover(site.store, site.launcher)
+    site.manager.recover()
     site.until(lambda: site.job(ident).state == "ready", "the job is not ready")
     acts = [playbook for playbook, _ in site.calls]
     assert acts == ["launch.yml", "remove.yml", "launch.yml"]
@@ -680,12 +680,11 @@ def test_a_launch_that_a_crash_cut_short_is_done_anew(site):
 
 def test_a_job_that_ended_while_launching_is_cleared_after_a_crash(site):
     with site.store.change() as state:
-        state.hosts["host1"].pool = "allocated"
         request = JobRequest("ada", 1000, 1000, KEY, 1)
         state.jobs["job-7"] = Job("job-7", request, "failed", ["g0009"], ended=1.0)
         state.guests["g0009"] = Guest("g0009", "u9", "host1", "10.0.2.9", 262144, [0], 0, "ada", "booting", "job-7")
     site.start()
-    service.recover(site.store, site.launcher)
+    site.manager.recover()
     site.until(lambda: site.pools()["host1"] == "free", "the host is not free")
     assert site.guests() == {}
 
@@ -751,7 +750,7 @@ def test_a_change_that_could_not_be_written_has_not_happened(tmp_path):
 
 
 def test_old_jobs_are_forgotten(site, monkeypatch):
-    monkeypatch.setattr("failavoid.resource_manager.store._ENDED_JOBS", 2)
+    monkeypatch.setattr("failavoid.resource_manager.state._ENDED_JOBS", 2)
     for _ in range(5):
         site.end(site.ready(hosts=1).id)
     assert [job.id for job in site.picture().jobs] == ["job-3", "job-4", "job-5"]
@@ -781,3 +780,77 @@ def test_settings_that_make_no_sense_are_refused(tmp_path, line, word):
     (tmp_path / "s.yml").write_text(text + line + "\n")
     with pytest.raises(SettingsError, match=word):
         load_settings(Settings, tmp_path / "s.yml")
+
+
+# -- what libvirt says otherwise ---------------------------------------------------------------------------------
+
+
+def words(site):
+    return [difference.words for difference in site.picture().differences]
+
+
+def look(site, times=3):
+    for _ in range(times):
+        site.watch.once()
+
+
+def test_a_stranger_on_a_host_is_reported_and_keeps_it_from_new_work_until_it_is_gone(site):
+    site.running["10.0.0.1"]["u-9"] = {"name": "win95"}
+    look(site, 2)
+    assert words(site) == []  # it may be on its way out
+    look(site, 1)
+    assert words(site) == ["host1 runs win95, which the resource manager does not know"]
+    assert (site.host("host1").pool, site.host("host1").reason) == ("suspect", words(site)[0])
+    assert [(mark.who, mark.by_program) for mark in site.host("host1").marks] == [("resource-manager", True)]
+    site.running["10.0.0.1"].clear()
+    look(site, 1)
+    assert (words(site), site.host("host1").pool) == ([], "free")
+
+
+def test_a_persons_mark_stays_when_the_programs_goes(site):
+    site.post("/hosts/host1/drain", {"reason": "new fan"}, OPERATOR)
+    site.silent.add("10.0.0.1")
+    look(site)
+    assert site.host("host1").reason == (
+        "new fan; libvirt on host1 does not answer: whether its guests live is not known"
+    )
+    site.silent.clear()
+    look(site)
+    assert site.host("host1").reason == "new fan"
+
+
+def test_a_guest_that_was_moved_by_hand_is_not_lost_and_is_reported_where_it_is(site):
+    job = site.ready()
+    (name, guest), *_ = site.guests(job.id).items()
+    site.running["10.0.0.4"][guest.uuid] = site.running["10.0.0.1"].pop(guest.uuid)
+    look(site)
+    assert site.job(job.id).state == "ready"
+    assert words(site) == [f"guest {name} runs on host4, but should be on host1"]
+    assert site.host("host4").pool == "suspect"
+
+
+def test_a_guest_that_was_given_up_and_still_runs_is_reported(site):
+    site.end(site.ready(hosts=1, guests_per_host=1).id)
+    site.fail["remove.yml"] = "host1 is silent"
+    site.api.delete("/guests/g0001", headers=OPERATOR)
+    look(site)
+    assert words(site) == ["guest g0001 still runs on host1, but was given up"]
+    assert site.host("host1").pool == "free"
+
+
+def test_differences_are_kept_through_a_restart_and_with_their_hosts_alone(site):
+    site.running["10.0.0.4"]["u-9"] = {"name": "win95"}
+    look(site)
+    site.start()
+    assert len(words(site)) == 1
+    site.settings.hosts = site.settings.hosts[:3]
+    site.start()
+    assert words(site) == []
+
+
+def test_idle_hosts_are_not_looked_at_every_time(site):
+    asked = []
+    site.watch._look = lambda address: asked.append(address) or site.look(address)
+    site.ready(hosts=1)
+    site.watch.once(everywhere=False)
+    assert asked == ["10.0.0.1"]
