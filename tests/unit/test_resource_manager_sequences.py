@@ -51,15 +51,15 @@ class Sequences(RuleBasedStateMachine):
             HostSettings(
                 name,
                 f"10.0.0.{number}",
-                1024 * 1024,
-                {"0": [0, 1], "1": [2]},
+                (1024 if number % 2 else 2048) * 1024,  # memory is short on some, cores on others
+                {"0": [0, 1], "1": [2]} if name != SPARE else {"0": [0, 1]},
                 hardware_class="new" if classes and number in (4, 5) else "old",
                 reserved_spare=name == SPARE,
             )
             for number, name in enumerate(HOSTS, 1)
         ]
         self.site.settings.compatible = {"new": ["old"]}
-        self.site.settings.warm_pools = [WarmPool(3, 262144), WarmPool(1, 262144, user="bob")] if warm else []
+        self.site.settings.warm_pools = [WarmPool(5, per_host=4), WarmPool(1, user="bob")] if warm else []
         self.play = self.site.play
         self.patch.setattr("failavoid.resource_manager.guests.run_playbook", self.perhaps)
         self.restart()
