@@ -7,43 +7,80 @@ import time
 from failavoid.resource_manager import placement
 from failavoid.resource_manager.launch import free_hosts
 from failavoid.resource_manager.store import State
-from failavoid.shared.messages import Host, Lease, Placement
+from failavoid.shared.messages import Host, Lease, LeaseRequest, Placement
 
 
-def take(state: State, evacuation: str, lease_s: float, number: int) -> Lease:
+def take(state: State, request: LeaseRequest, lease_s: float, number: int, reserve_kb: int) -> Lease:
     """Hold a spare for an evacuation; asked again, the same one, for longer. Raises NoRoomError.
 
     Idle guests on it are nobody's to use from now on: the caller removes them, for the evacuation needs their memory.
     """
     for lease in state.leases.values():
-        if lease.evacuation == evacuation:
+        wanted = request.host in ("", lease.host) and lease.host not in request.avoid_hosts
+        if lease.evacuation == request.evacuation and wanted:
             lease.expires = time.time() + lease_s
             return lease
-    leased = {lease.host for lease in state.leases.values()}
-    spares = [host for host in state.hosts.values() if host.pool == "free" and host.name not in leased]
-    if not spares:
-        pools = ", ".join(
-            f"{host.name} {'leased' if host.name in leased and host.pool == 'free' else host.pool}"
-            for host in sorted(state.hosts.values(), key=lambda host: host.name)
-        )
-        raise placement.NoRoomError(f"there is no spare for {evacuation}: {pools}. Restore a host, or end a job")
-
-    def burden(host: Host) -> tuple[int, int, str]:
-        return sum(guest.host == host.name for guest in state.guests.values()), -host.memory_kb, host.name
-
-    spare = min(spares, key=burden)
-    lease = Lease(f"lease-{number}", spare.name, evacuation, time.time() + lease_s)
+    spare = _choose(state, request, reserve_kb)
+    lease = Lease(f"lease-{number}", spare.name, request.evacuation, time.time() + lease_s)
     state.leases[lease.id] = lease
-    spare.reason = f"leased to {evacuation}"
+    if spare.pool == "free":
+        spare.reason = f"leased to {request.evacuation}"
     for guest in state.guests.values():
         if guest.host == spare.name and guest.job is None:
             guest.state = "lost"
     return lease
 
 
+def _choose(state: State, request: LeaseRequest, reserve_kb: int) -> Host:
+    """Return the host that suits best: a free one, else one to share, else one of the guests' job."""
+    leased = {lease.host for lease in state.leases.values()}
+    allowed = [host for host in state.hosts.values() if request.host in ("", host.name) and not _avoided(host, request)]
+    spares = [host for host in allowed if host.pool == "free" and host.name not in leased]
+    if not spares:
+        beside = {lease.host for lease in state.leases.values() if lease.evacuation in request.beside}
+        spares = [host for host in allowed if host.name in beside and _has_room(state, host, request, reserve_kb)]
+    if not spares and request.pack:
+        jobs = {guest.job for guest in state.guests.values() if guest.name in request.guests}
+        used = {guest.host for guest in state.guests.values() if guest.job and guest.job in jobs}
+        spares = [
+            host
+            for host in allowed
+            if host.pool == "allocated" and host.name in used and _has_room(state, host, request, reserve_kb)
+        ]
+    if not spares:
+        pools = ", ".join(
+            f"{host.name} {'leased' if host.name in leased and host.pool == 'free' else host.pool}"
+            + (" (to be avoided)" if _avoided(host, request) else "")
+            for host in sorted(state.hosts.values(), key=lambda host: host.name)
+        )
+        raise placement.NoRoomError(
+            f"there is no spare for {request.evacuation}: {pools}. Restore a host, or end a job"
+        )
+
+    def burden(host: Host) -> tuple[int, int, str]:
+        return sum(guest.host == host.name for guest in state.guests.values()), -host.memory_kb, host.name
+
+    return min(spares, key=burden)
+
+
+def _avoided(host: Host, request: LeaseRequest) -> bool:
+    domains = {f"{kind}={name}" for kind, name in host.domains.items()}
+    return host.name in request.avoid_hosts or not domains.isdisjoint(request.avoid_domains)
+
+
+def _has_room(state: State, host: Host, request: LeaseRequest, reserve_kb: int) -> bool:
+    there = {name for name, placed in state.reserved.items() if placed.host == host.name}
+    there |= {guest.name for guest in state.guests.values() if guest.host == host.name and guest.state != "lost"}
+    there |= set(request.guests)
+    needed = sum(state.guests[name].memory_kb for name in there if name in state.guests)
+    return needed <= host.memory_kb - reserve_kb
+
+
 def give_back(state: State, lease: Lease) -> None:
-    """End a lease: the spare is free if it was not used, places on it are given up."""
+    """End a lease: the spare is free if it was not used, places on it are given up, unless another lease shares it."""
     state.leases.pop(lease.id, None)
+    if any(other.host == lease.host for other in state.leases.values()):
+        return
     for name in [name for name, place in state.reserved.items() if place.host == lease.host]:
         del state.reserved[name]
     host = state.hosts.get(lease.host)

@@ -22,7 +22,17 @@ from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.store import State, Store
 from failavoid.resource_manager.watch import Watch
 from failavoid.services import require
-from failavoid.shared.messages import POLICIES, Host, Job, JobRequest, Placement, from_dict, to_dict
+from failavoid.shared.messages import (
+    ON_DEADLINE,
+    POLICIES,
+    Host,
+    Job,
+    JobRequest,
+    LeaseRequest,
+    Placement,
+    from_dict,
+    to_dict,
+)
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import Identity, read_secret
 
@@ -40,6 +50,7 @@ def take_hosts(store: Store, settings: Settings) -> None:
         for name, host in declared.items():
             known = state.hosts.setdefault(name, Host(name, host.address))
             known.address, known.memory_kb, known.numa = host.address, host.memory_kb, host.numa
+            known.domains = host.domains
         used = {guest.host for guest in state.guests.values() if guest.job}
         for name in [name for name in state.hosts if name not in declared]:
             if name in used:
@@ -142,11 +153,12 @@ def make_api(settings: Settings, store: Store, launcher: Launcher, watch: Watch,
 
     @app.post("/leases")
     def lease(body: Document = Body(), _caller: Identity = require("service")) -> Document:
-        evacuation = check_name("evacuation", body.get("evacuation", ""))
+        request = from_dict(LeaseRequest, body)
+        check_name("evacuation", request.evacuation)
         number = store.next_number("lease")
         try:
             with store.change() as state:
-                taken = leases.take(state, evacuation, settings.lease_s, number)
+                taken = leases.take(state, request, settings.lease_s, number, settings.reserve_kb)
                 answer = to_dict(taken)
         except placement.NoRoomError as error:
             raise HTTPException(409, str(error)) from error
@@ -265,6 +277,8 @@ def check_request(request: JobRequest, caller: Identity) -> None:
         raise HTTPException(422, "public_key is not one SSH public key in one line, such as ssh-keygen writes")
     if request.policy not in POLICIES:
         raise HTTPException(422, f"policy {request.policy!r} is not known: use one of {', '.join(POLICIES)}")
+    if request.on_deadline and request.on_deadline not in ON_DEADLINE:
+        raise HTTPException(422, f"on_deadline {request.on_deadline!r} is not known: use {' or '.join(ON_DEADLINE)}")
     for name in ("hosts", "guests_per_host", "every"):
         if getattr(request, name) < 1:
             raise HTTPException(422, f"{name} is {getattr(request, name)}; it must be 1 or more")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from failavoid.shared.names import check_domain
+
 
 @dataclass
 class HostSettings:
@@ -15,6 +17,11 @@ class HostSettings:
     memory_kb: int
     numa: dict[str, list[int]]
     machine: str = ""  # the same for hosts that share a kernel, and so its cores
+    domains: dict[str, str] = field(default_factory=dict)  # failure domains, e.g. {"rack": "r1", "psu": "p3"}
+
+    def __post_init__(self) -> None:
+        for kind, name in self.domains.items():
+            check_domain(f"{kind}={name}")
 
 
 @dataclass
