@@ -52,7 +52,7 @@ class EvacuationRun:
         self.ready_for_notice = False
         self._steps = Steps(evacuation, around.journal, around.changed)
         self._ranks = Ranks(evacuation, around, fleet, self._steps)
-        self._opened = evacuation.state == "MIGRATING"
+        self._opened = False
         self._move: Move | None = None
         self._spare = Spare(evacuation, fleet, around.manager, around.journal, around.limits, around.clock)
 
@@ -337,7 +337,8 @@ class EvacuationRun:
     def _migrate(self) -> None:
         evacuation = self.evacuation
         move = self._start_move()
-        self._wait(move.has_said_all)
+        if self._may_go_on_moving():
+            self._wait(move.has_said_all)
         result = move.settle()
         self._note_preparation(result)
         named = [m for m in self._moves() if m.state != UNCLEAR]
@@ -360,6 +361,18 @@ class EvacuationRun:
         else:
             words = f"{len(moved)} guests run on {evacuation.spare}"
         self._steps.done("verified", "VERIFIED", words)
+
+    def _may_go_on_moving(self) -> bool:
+        """After a restart: open the gate again, unless the spare was given to somebody else meanwhile."""
+        if not self._opened:
+            try:
+                self._spare.keep(guests_move=True)
+            except SpareFailedError as loss:
+                log.error("%s: %s; what still moves is given up", self.evacuation.id, loss)
+                return False
+            self._opened = True
+            self.around.news.bump()
+        return True
 
     def _release(self) -> None:
         # Before the ranks run: a job that ends right away is then cleaned up where its guests are.
