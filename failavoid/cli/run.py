@@ -47,6 +47,7 @@ class RunRequest:
     policy: str
     every: int
     name: str
+    on_deadline: str
 
 
 def run_job(request: RunRequest) -> int:
@@ -70,6 +71,7 @@ def run_job(request: RunRequest) -> int:
             policy=request.policy,
             every=request.every,
             name=request.name,
+            on_deadline=request.on_deadline,
         )
         return _follow(asked, request, key, Path(who.pw_dir))
     except OSError as error:

@@ -185,7 +185,9 @@ class KeptJournal(Journal):
         before = next((one for one in self.notices() if one.job == notice.job), None)
         if before and before.epoch > max(before.done, before.cancelled):
             told = (notice.epoch, notice.affected, notice.kind)
-            assert told == (before.epoch, before.affected, before.kind), "ranks that are stopped were told another thing"
+            assert told == (before.epoch, before.affected, before.kind), (
+                "ranks that are stopped were told another thing"
+            )
         if before and before.epoch != notice.epoch:
             assert notice.epoch > max(before.epoch, before.done, before.cancelled), "ranks take this notice for closed"
         super().save_notice(notice)
@@ -300,7 +302,9 @@ class PlayedManager:
                 raise ManagerError(404, "there is no such lease")
             held = self.leases[lease]
             for placed in placements:
-                assert self.world.where[placed.guest] == {placed.host: RUNNING}, "a guest was committed that is not there"
+                assert self.world.where[placed.guest] == {placed.host: RUNNING}, (
+                    "a guest that is not there was committed"
+                )
                 assert placed.host == held.host
                 self.guests[placed.guest].host = placed.host
                 self.places.pop(placed.guest, None)
@@ -366,7 +370,9 @@ class ModelWorld:
             migrate=self.migrate,
             abort=self.abort,
             verifier=Verifier(cluster, board, self.look, lambda _address: True, changed, self.clock, self.limits),
-            planner=Planner(lambda _address: {name: GuestFacts(found) for name, found in self.devices.items()}, self.policy),
+            planner=Planner(
+                lambda _address: {name: GuestFacts(found) for name, found in self.devices.items()}, self.policy
+            ),
             limits=self.limits,
             policy=self.policy,
             changed=changed,
@@ -417,6 +423,9 @@ class ModelWorld:
         if address in self.silent:
             return None
         return {guest: places[address] for guest, places in self.where.items() if address in places}
+
+    def facts(self, address):
+        return None if address in self.silent else {name: GuestFacts(found) for name, found in self.devices.items()}
 
     def migrate(self, order, hear, cancelled):
         with self.faults.visit(lambda: OSError("no memory")):

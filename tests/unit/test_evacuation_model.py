@@ -3,6 +3,7 @@
 Hypothesis chooses what happens: thousands of sequences in `make test`. FAILAVOID_MODEL_EXAMPLES asks for more.
 """
 
+import logging
 import os
 
 from hypothesis import HealthCheck, settings
@@ -29,6 +30,7 @@ class Evacuations(RuleBasedStateMachine):
         on_deadline=st.sampled_from(["migrate", "cancel"]),
     )
     def make(self, mode, pack, on_deadline):
+        logging.disable(logging.CRITICAL)  # thousands of evacuations that fail by intent
         policy = Policy(attempts=2, on_no_spare="pack" if pack else "leave")
         self.world = ModelWorld(mode, policy, on_deadline)
 
@@ -50,7 +52,9 @@ class Evacuations(RuleBasedStateMachine):
         found = self.world.controller.evacuations() if self.world.controller else []
         return found[number % len(found)] if found else None
 
-    @rule(host=st.sampled_from(ANY_HOST), job=st.sampled_from(["job-a", "job-b"]), lead=st.sampled_from([None, 5.0, 40.0]))
+    @rule(
+        host=st.sampled_from(ANY_HOST), job=st.sampled_from(["job-a", "job-b"]), lead=st.sampled_from([None, 5.0, 40.0])
+    )
     def alarm(self, host, job, lead):
         self._alarm(host, job, lead, "")
 
@@ -62,7 +66,9 @@ class Evacuations(RuleBasedStateMachine):
         world = self.world
         world.alarms += 1
         evidence = Evidence(0.8, 0.3, 0.01, 9.0, 5.0, predicted_failure_s=lead)
-        alarm = Alarm(f"alarm-{world.alarms}", world.clock.time, host, job, "robust", "unavailable", 0.8, evidence, domain)
+        alarm = Alarm(
+            f"alarm-{world.alarms}", world.clock.time, host, job, "robust", "unavailable", 0.8, evidence, domain
+        )
         if world.controller is not None:
             self.asked(world.controller.take_alarm, alarm)
 
@@ -169,6 +175,7 @@ class Evacuations(RuleBasedStateMachine):
             assert list(places.values()).count(RUNNING) == 1, f"{guest} runs {places}"
 
     def teardown(self):
+        logging.disable(logging.NOTSET)
         if not hasattr(self, "world"):
             return
         world = self.world
