@@ -33,9 +33,13 @@ class Planner:
     ) -> Plan:
         """Plan for a job's guests on a host that fails in ``lead_s`` seconds; ``past`` tells how fast moves were."""
         bandwidth, source = self._bandwidth(past)
-        if job.request.policy != "migrate":
-            decision = OFF if job.request.policy == "off" else CHECKPOINT
-            return Plan(host, job.id, decision, [f"the job's policy is {job.request.policy}"], 0.0, lead_s, bandwidth)
+        policy = job.request.policy
+        if policy != "migrate":
+            decision, at_risk = (
+                OFF if policy == "off" else CHECKPOINT,
+                [estimate(one, None, bandwidth) for one in guests],
+            )
+            return Plan(host, job.id, decision, [f"the job's policy is {policy}"], 0.0, lead_s, bandwidth, at_risk)
         known = self.facts(address)
         planned = [estimate(guest, (known or {}).get(guest.name), bandwidth) for guest in guests]
         needed = round(self.policy.overhead_s + sum(one.seconds for one in planned), 2)

@@ -43,7 +43,7 @@ def host_of(services: Services, job: str) -> str:
 def order(services: Services, host: str) -> str:
     answer = services.controller.post("/evacuations", json={"host": host, "reason": "a test"})
     answer.raise_for_status()
-    return str(answer.json()["id"])
+    return str(answer.json()[0]["id"])
 
 
 def evacuation(services: Services, name: str) -> Evacuation:

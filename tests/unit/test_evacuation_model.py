@@ -178,8 +178,13 @@ class Evacuations(RuleBasedStateMachine):
         logging.disable(logging.NOTSET)
         if not hasattr(self, "world"):
             return
-        world = self.world
-        world.heal_and_finish()
+        try:
+            self.world.heal_and_finish()
+            self.check_the_end(self.world)
+        finally:
+            self.world.kill()  # its threads
+
+    def check_the_end(self, world):
         assert world.open() == [], "an evacuation does not come to an end"
         for job in ("job-a", "job-b"):
             assert not world.around.board.is_open(job), "ranks stay stopped"
