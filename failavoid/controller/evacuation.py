@@ -116,7 +116,8 @@ class EvacuationRun:
     def wants_spare(self) -> bool:
         """Whether it is about to take one."""
         evacuation = self.evacuation
-        return evacuation.state == "PREDICTED" and evacuation.kind == "move" and not evacuation.cancel
+        going_on = not evacuation.cancel and not self._ending
+        return evacuation.state == "PREDICTED" and evacuation.kind == "move" and going_on
 
     @property
     def may_join_soon(self) -> bool:
@@ -124,7 +125,7 @@ class EvacuationRun:
         evacuation = self.evacuation
         waits = evacuation.needs_confirmation and not evacuation.confirmed_by
         early = evacuation.state in ("PREDICTED", "LEASED") and not evacuation.epoch
-        return early and not waits and not self.ready_for_notice and not evacuation.cancel
+        return early and not waits and not self.ready_for_notice and not evacuation.cancel and not self._ending
 
     @property
     def affected(self) -> list[str]:

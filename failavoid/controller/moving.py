@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from failavoid.controller.clock import Clock
-from failavoid.controller.playbooks import AbortMoves, MigrateGuests, MoveOrder, note_results, verified_guests
+from failavoid.controller.playbooks import CANCELLED, ENDS, AbortMoves, MigrateGuests, MoveOrder, note_results, verified_guests
 from failavoid.playbook_runner import PlaybookResult
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,9 @@ class Move:
                 given_up = PlaybookResult(254, "failed", Path(), {}, [f"it could not be run: {error}"])
             with self._changed:
                 note_results([m for m in self.order.migrations if m.guest in left], given_up)
+                for migration in self.order.migrations:
+                    if given_up.ok and migration.state not in ENDS:
+                        migration.state, migration.error = CANCELLED, "its move had not begun"
             result.failures += [f"giving up: {failure}" for failure in given_up.failures]
         return result
 

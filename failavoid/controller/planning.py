@@ -35,10 +35,8 @@ class Planner:
         bandwidth, source = self._bandwidth(past)
         policy = job.request.policy
         if policy != "migrate":
-            decision, at_risk = (
-                OFF if policy == "off" else CHECKPOINT,
-                [estimate(one, None, bandwidth) for one in guests],
-            )
+            decision = OFF if policy == "off" else CHECKPOINT
+            at_risk = [estimate(guest, None, bandwidth) for guest in guests]
             return Plan(host, job.id, decision, [f"the job's policy is {policy}"], 0.0, lead_s, bandwidth, at_risk)
         known = self.facts(address)
         planned = [estimate(guest, (known or {}).get(guest.name), bandwidth) for guest in guests]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import TypeVar
@@ -109,7 +110,9 @@ class Spare:
             return
         guests = sorted(m.guest for m in evacuation.migrations if m.attempt == evacuation.attempt)
         try:
-            lease = self._manager.lease(LeaseRequest(evacuation.id, guests, host=evacuation.spare))
+            request = LeaseRequest(evacuation.id, guests, host=evacuation.spare, pack=True)
+            request.beside = self._fleet.ids_beside(evacuation)
+            lease = self._manager.lease(request)
         except ManagerError as error:
             if error.refused:
                 raise SpareFailedError(f"the lease of {evacuation.spare} was lost: {error}") from error
@@ -145,9 +148,20 @@ class Spare:
         return self.insist(lambda: self._manager.retire(spare, reason), attempts)
 
     def commit(self, placements: list[Placement], attempts: int | None) -> bool:
-        """Say where the guests run now; whether it was heard. Raises ManagerError if it is refused."""
-        lease = self.evacuation.lease or "none"
-        return self.insist(lambda: self._manager.commit(lease, placements), attempts)
+        """Say where the guests run now; whether it was heard. Raises ManagerError if it is refused.
+
+        A lease that has expired is taken anew, if nobody else has the spare: the guests are there.
+        """
+        lease = self.evacuation.lease
+        try:
+            return self.insist(lambda: self._manager.commit(lease or "none", placements), attempts)
+        except ManagerError:
+            self.renew_at = 0.0
+            with contextlib.suppress(SpareFailedError):
+                self.keep(guests_move=True)
+            if self.evacuation.lease == lease:
+                raise
+            return self.insist(lambda: self._manager.commit(self.evacuation.lease or "none", placements), attempts)
 
     def insist(self, act: Callable[[], None], attempts: int | None = None) -> bool:
         """Do ``act`` until the resource manager answers, or ``attempts`` times; whether it did.

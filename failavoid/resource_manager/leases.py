@@ -21,10 +21,10 @@ def take(state: State, request: LeaseRequest, lease_s: float, number: int, reser
             lease.expires = time.time() + lease_s
             return lease
     spare = _choose(state, request, reserve_kb)
+    if spare.pool == "free" and not any(lease.host == spare.name for lease in state.leases.values()):
+        spare.reason = f"leased to {request.evacuation}"
     lease = Lease(f"lease-{number}", spare.name, request.evacuation, time.time() + lease_s)
     state.leases[lease.id] = lease
-    if spare.pool == "free":
-        spare.reason = f"leased to {request.evacuation}"
     for guest in state.guests.values():
         if guest.host == spare.name and guest.job is None:
             guest.state = "lost"
