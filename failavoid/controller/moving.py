@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from failavoid.controller.clock import Clock
-from failavoid.controller.playbooks import CANCELLED, ENDS, AbortMoves, MigrateGuests, MoveOrder, note_results, verified_guests
+from failavoid.controller.playbooks import (
+    CANCELLED,
+    ENDS,
+    AbortMoves,
+    MigrateGuests,
+    MoveOrder,
+    note_results,
+    verified_guests,
+)
 from failavoid.playbook_runner import PlaybookResult
 
 log = logging.getLogger(__name__)

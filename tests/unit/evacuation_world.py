@@ -163,7 +163,7 @@ class World:
                 "gather_minimum_s": 0.05,
                 "resume_timeout_s": PATIENCE_S,
                 "settle_timeout_s": 0.3,
-                "reach_timeout_s": 0.3,
+                "reach_timeout_s": 1.5,
                 "retry_s": 0.02,
                 **limits,
             }

@@ -408,7 +408,9 @@ class ModelWorld:
         for _ in range(100):
             if self.controller is None:
                 return
-            self.around.cluster._take(self.manager.picture())
+            known = self.around.cluster.membership
+            if known is None or known.version != self.manager.version:
+                self.around.cluster._take(self.manager.picture())
             before = self.faults.count
             self.clock.settle()
             if self.clock.dead:

@@ -167,7 +167,7 @@ def test_a_restart_after_the_lease_was_given_to_another_gives_up_what_still_move
     world.ranks_behave()
     world.stuck = False
     ended = world.until_state(evacuation, "FAILED")
-    assert world.aborted == [evacuation.id]
+    assert evacuation.id in world.aborted
     assert "guest1, guest2 stay on host1" in ended.error
     assert released(world)
 
@@ -198,8 +198,6 @@ def test_the_epoch_of_a_notice_that_was_cancelled_before_it_was_posted_is_not_us
 
 def test_the_hosts_of_a_failure_domain_share_one_notice_and_their_spares_are_elsewhere(world):
     with_racks(world, host1="r1", host2="r1", host4="r1")
-    world.manager.spares = ["host3x", "host4", "host5"]
-    world.manager.spares.remove("host3x")
     world.manager.room = ["host3"]
     world.ranks_behave()
     first = rack_alarm(world)
