@@ -1,45 +1,22 @@
-"""An evacuation's way from alarm to retired host: a thread each, journal first, side effects repeatable.
-
-PREDICTED -> LEASED -> NOTICED -> GATHERED -> MIGRATING -> VERIFIED -> RELEASED -> RETIRED, or MOVED where other jobs'
-guests stay on the host. The ways back are CANCELLED (until the gate opens) and FAILED; a spare that fails leads back to
-PREDICTED, with the next attempt. Where nothing is to move, NOTICED -> GATHERED -> CHECKPOINTED. A restarted controller
-goes on from the state in the journal: each state names what comes next, and what was begun is simply done again.
-Whatever happens, the ranks are released.
-"""
+"""One evacuation as the rest of the controller sees it: what it may be asked, and the thread that goes its way."""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable
 
-from failavoid.controller.clock import NEVER
 from failavoid.controller.fleet import Fleet
-from failavoid.controller.manager import ManagerError
-from failavoid.controller.moving import Move
-from failavoid.controller.planning import CHECKPOINT, NOTHING, OFF, lead_of
-from failavoid.controller.playbooks import MoveOrder, preparation
 from failavoid.controller.ranks import Ranks
-from failavoid.controller.spare import NoSpareError, Spare, SpareFailedError
+from failavoid.controller.spare import SpareFailedError
 from failavoid.controller.steps import Steps
 from failavoid.controller.surroundings import Surroundings
-from failavoid.controller.verification import MOVED, STAYED, UNCLEAR
-from failavoid.playbook_runner import PlaybookResult
-from failavoid.shared.messages import EVACUATION_ENDS, Evacuation, Gate, Guest, Migration, Placement
+from failavoid.controller.way import CancelledEvacuation, FailedEvacuation, Way
+from failavoid.shared.messages import EVACUATION_ENDS, Evacuation, Gate
 
 log = logging.getLogger(__name__)
 
 BEFORE_THE_MOVE = ("PREDICTED", "LEASED", "NOTICED", "GATHERED")
-_TRIES = 3  # to reach the resource manager, while ranks wait
 _LIVES = 3  # so often an evacuation goes on after an error of the controller itself
-
-
-class CancelledEvacuation(Exception):
-    """Nothing moves any more, and nothing has moved that did not arrive: the reason."""
-
-
-class FailedEvacuation(Exception):
-    """The move did not come out as it should: what is known, and what a person must decide."""
 
 
 class EvacuationRun:
@@ -48,23 +25,19 @@ class EvacuationRun:
     def __init__(self, evacuation: Evacuation, around: Surroundings, fleet: Fleet) -> None:
         self.evacuation = evacuation
         self.around = around
-        self.fleet = fleet
-        self.ready_for_notice = False
         self._steps = Steps(evacuation, around.journal, around.changed)
         self._ranks = Ranks(evacuation, around, fleet, self._steps)
-        self._opened = False
-        self._move: Move | None = None
-        self._spare = Spare(evacuation, fleet, around.manager, around.journal, around.limits, around.clock)
+        self._way = Way(evacuation, around, fleet, self._steps, self._ranks)
 
     # -- what others ask -----------------------------------------------------------------------------------
 
     def gate(self, attempt: int) -> Gate:
         """Return whether guests may move: as soon as that is in the journal, as long as the move is waited for."""
         evacuation = self.evacuation
-        moving = evacuation.state == "MIGRATING" and not self._ending
-        over = self._ending or evacuation.state not in (*BEFORE_THE_MOVE, "MIGRATING")
+        moving = evacuation.state == "MIGRATING" and not self._steps.ending
+        over = self._steps.ending or evacuation.state not in (*BEFORE_THE_MOVE, "MIGRATING")
         mine = attempt == evacuation.attempt and evacuation.spare not in evacuation.failed_spares
-        return Gate(evacuation.id, moving and mine and self._opened, over or not mine)
+        return Gate(evacuation.id, moving and mine and self._way.opened, over or not mine)
 
     def cancel(self, reason: str) -> bool:
         """Ask for the evacuation's end; False if its guests may be moving already, or it has ended.
@@ -104,7 +77,9 @@ class EvacuationRun:
     def in_epoch(self) -> bool:
         """Whether its guests' ranks must not run yet."""
         ended = self.evacuation.state in EVACUATION_ENDS
-        return bool(self.evacuation.epoch) and not ended and not self._ending and not self._steps.begun("released")
+        return (
+            bool(self.evacuation.epoch) and not ended and not self._steps.ending and not self._steps.begun("released")
+        )
 
     @property
     def holds_epoch(self) -> bool:
@@ -116,7 +91,7 @@ class EvacuationRun:
     def wants_spare(self) -> bool:
         """Whether it is about to take one."""
         evacuation = self.evacuation
-        going_on = not evacuation.cancel and not self._ending
+        going_on = not evacuation.cancel and not self._steps.ending
         return evacuation.state == "PREDICTED" and evacuation.kind == "move" and going_on
 
     @property
@@ -125,7 +100,7 @@ class EvacuationRun:
         evacuation = self.evacuation
         waits = evacuation.needs_confirmation and not evacuation.confirmed_by
         early = evacuation.state in ("PREDICTED", "LEASED") and not evacuation.epoch
-        return early and not waits and not self.ready_for_notice and not evacuation.cancel and not self._ending
+        return early and not waits and not self.ready_for_notice and not evacuation.cancel and not self._steps.ending
 
     @property
     def affected(self) -> list[str]:
@@ -135,14 +110,14 @@ class EvacuationRun:
     @property
     def has_moved(self) -> bool:
         """Whether a guest moved or may have; of a checkpoint, whether there was time for it."""
-        done = self.evacuation.kind == CHECKPOINT and self._steps.begun("released")
-        return done or any(m.state in (MOVED, UNCLEAR) for m in self.evacuation.migrations)
+        return self._ranks.has_moved
 
     @property
-    def _ending(self) -> bool:
-        return self._steps.begun("cancelled") or self._steps.begun("failed")
+    def ready_for_notice(self) -> bool:
+        """Whether it waits for the job's notice."""
+        return self._way.ready_for_notice
 
-    # -- the way -------------------------------------------------------------------------------------------
+    # -- its thread ------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Go on from the present state to an end."""
@@ -161,465 +136,18 @@ class EvacuationRun:
                 log.exception("%s: an error of the controller itself", self.evacuation.id)
                 reason = f"the controller made an error ({type(error).__name__}: {error}); its log has the details"
         if self.evacuation.state in BEFORE_THE_MOVE:
-            self._cancelled(reason)
+            self._way.cancelled(reason)
         else:
-            self._failed(reason)
+            self._way.failed(reason)
 
     def _to_an_end(self) -> None:
         while self.evacuation.state not in EVACUATION_ENDS:
             try:
                 try:
-                    self._go_on()
+                    self._way.go_on()
                 except SpareFailedError as failure:
-                    self._end_attempt(str(failure), failure.dead)
+                    self._way.end_attempt(str(failure), failure.dead)
             except CancelledEvacuation as reason:
-                self._cancelled(str(reason))
+                self._way.cancelled(str(reason))
             except FailedEvacuation as reason:
-                self._failed(str(reason))
-
-    def _go_on(self) -> None:
-        if self._steps.begun("failed"):
-            raise FailedEvacuation(self.evacuation.error)
-        if self._steps.begun("cancelled"):
-            raise CancelledEvacuation(self.evacuation.error)
-        if failed := self._steps.find("attempt_failed"):
-            raise SpareFailedError(failed.detail)
-        checkpoint = self.evacuation.kind == CHECKPOINT
-        ways: dict[str, Callable[[], None]] = {
-            "PREDICTED": self._notice if checkpoint else self._lease,
-            "LEASED": self._notice,
-            "NOTICED": self._gather,
-            "GATHERED": self._checkpointed if checkpoint else self._open_gate,
-            "MIGRATING": self._migrate,
-            "VERIFIED": self._release,
-            "RELEASED": self._finish,
-        }
-        ways[self.evacuation.state]()
-
-    def _lease(self) -> None:
-        evacuation, policy = self.evacuation, self.around.policy
-        if evacuation.plan is None:
-            self._wait(lambda: self._interrupted() or not self.fleet.waits_for_arrivals(self))
-            self._plan()
-            return
-        self._wait(lambda: self._interrupted() or self.fleet.may_lease(self))
-        self._give_way()
-        guests = self._guests_to_move()
-        self._steps.begin("leased")
-        try:
-            placements = self._spare.take(sorted(guests), policy.on_no_spare == "pack")
-        except NoSpareError as refusal:
-            raise self._no_spare(sorted(guests), str(refusal)) from refusal
-        except ManagerError as silence:
-            raise CancelledEvacuation(str(silence)) from silence
-        with self.around.changed:
-            evacuation.migrations = [m for m in evacuation.migrations if m.attempt != evacuation.attempt] + [
-                Migration(
-                    *(p.guest, evacuation.host, p.host, p.cores, p.numa_node),
-                    address=guests[p.guest].address,
-                    attempt=evacuation.attempt,
-                )
-                for p in placements
-            ]
-        self._steps.done("leased", "LEASED", f"{evacuation.spare} for {', '.join(sorted(guests))}")
-
-    def _plan(self) -> None:
-        evacuation, around = self.evacuation, self.around
-        self._give_way()
-        self._steps.begin("planned")
-        guests = self._guests_to_move()
-        job, host = around.cluster.job(evacuation.job), around.cluster.host(evacuation.host)
-        if job is None or host is None:
-            raise CancelledEvacuation(f"there is no {'host ' + evacuation.host if job else 'job ' + evacuation.job}")
-        past = [run.evacuation for run in self.fleet.runs.values()]
-        lead = lead_of(evacuation.alarm, around.clock.now())
-        plan = around.planner.plan(host.name, host.address, job, list(guests.values()), lead, past)
-        words = f"{plan.decision}: {'; '.join(plan.reasons)}"
-        with around.changed:
-            evacuation.plan = plan
-            evacuation.kind = CHECKPOINT if plan.decision == CHECKPOINT else "move"
-        self._steps.done("planned", None, words)
-        if plan.decision == OFF:
-            raise CancelledEvacuation(words)
-        if plan.decision == NOTHING:
-            log.error("%s: NOTHING HELPS the guests on %s: %s", evacuation.id, evacuation.host, words)
-            if around.policy.on_short_lead == "cancel":
-                raise CancelledEvacuation(words)
-
-    def _no_spare(self, guests: list[str], refusal: str) -> Exception:
-        """Return what follows from there being no spare; say it loudly."""
-        evacuation = self.evacuation
-        words = f"no spare to move to: {refusal}"
-        words = "; ".join([words, *(f"{host} failed: {why}" for host, why in evacuation.failed_spares.items())])
-        log.error("%s: NO SPARE for %s: %s", evacuation.id, evacuation.host, words)
-        return self._unmoved(f"{', '.join(guests)} stay on {evacuation.host}: {words}")
-
-    def _notice(self) -> None:
-        evacuation, around = self.evacuation, self.around
-        if not evacuation.epoch:
-            self._wait_for_confirmation()
-            self._take_epoch()
-        self._give_way()
-        self._steps.begin("noticed")
-        with around.changed:
-            affected = self.fleet.affected(evacuation)
-            around.board.post(evacuation.job, evacuation.epoch, affected, evacuation.kind)
-        self._steps.done("noticed", "NOTICED", f"epoch {evacuation.epoch}, {evacuation.kind}")
-
-    def _wait_for_confirmation(self) -> None:
-        evacuation = self.evacuation
-        if not evacuation.needs_confirmation or evacuation.confirmed_by:
-            return
-        self._steps.begin("confirmed")
-        until = evacuation.steps[-1].begun + self.around.limits.confirm_timeout_s
-        self._wait(lambda: evacuation.confirmed_by or self._interrupted(), until)
-        self._give_way()
-        if not evacuation.confirmed_by:
-            raise CancelledEvacuation(f"nobody confirmed it within {self.around.limits.confirm_timeout_s:.0f} s")
-        self._steps.done("confirmed", None, f"by {evacuation.confirmed_by}")
-
-    def _take_epoch(self) -> None:
-        """Wait for the job's notice to be free, and give its next epoch to all that are ready for it."""
-        evacuation, around, fleet = self.evacuation, self.around, self.fleet
-        with around.changed:
-            self.ready_for_notice = True
-            around.changed.notify_all()
-        soon = around.clock.now() + around.limits.retry_s
-
-        def settled() -> object:
-            return self._interrupted() or evacuation.epoch
-
-        self._wait(lambda: settled() or fleet.others_are_ready(self), soon)
-        while not evacuation.epoch:
-            self._wait(lambda: settled() or fleet.epoch_is_free(self))
-            with around.changed:
-                self._give_way()
-                if evacuation.epoch or not fleet.epoch_is_free(self):  # somebody else was faster
-                    continue
-                around.journal.save(*fleet.joined(self))
-                around.changed.notify_all()
-
-    def _gather(self) -> None:
-        evacuation = self.evacuation
-        self._steps.begin("gathered")
-        if evacuation.kind != CHECKPOINT:
-            self._start_move()
-        guests = self._guests()
-        self._wait(
-            lambda: self._interrupted() or self._playbook_ended() or self._ranks.ready(guests) == guests,
-            self._ranks.deadline(),
-        )
-        with self.around.changed:
-            ready = self._ranks.ready(guests)
-        self._give_way()
-        words = f"{len(ready)} of {len(guests)} guests ready"
-        if len(ready) < len(guests):
-            words = f"at the deadline {words}"
-            if evacuation.kind == CHECKPOINT:
-                log.warning("%s: %s; the job goes on", evacuation.id, words)
-            elif self._ranks.on_deadline() == "cancel" and evacuation.attempt == 1:
-                raise CancelledEvacuation(f"{words}, and the policy is to cancel then")
-            else:
-                log.warning("%s: %s; they are moved all the same", evacuation.id, words)
-        self._steps.done("gathered", "GATHERED", words)
-
-    def _open_gate(self) -> None:
-        """From here on guests move; who asked to cancel before has been heard, who asks later is too late."""
-        self._spare.keep(guests_move=False)
-        with self.around.changed:
-            self._give_way()
-            self.evacuation.state = "MIGRATING"
-            for migration in self._moves():
-                migration.state = "running"
-            self._steps.begin("migrating")
-            self._opened = True
-        self.around.news.bump()
-
-    def _migrate(self) -> None:
-        evacuation = self.evacuation
-        move = self._start_move()
-        if self._may_go_on_moving():
-            self._wait(move.has_said_all)
-        result = move.settle()
-        self._note_preparation(result)
-        named = [m for m in self._moves() if m.state != UNCLEAR]
-        self._steps.done("migrating", None, f"the playbook: {result.status}, {len(named)} guests named")
-        self._steps.begin("verified")
-        troubles = self.around.verifier.verify(evacuation, self._moves())
-        troubles += [f"the playbook says nothing of {m.guest}" for m in self._moves() if m not in named]
-        troubles += [f"the playbook: {failure}" for failure in result.failures]
-        moved = self._in_state(MOVED)
-        if self._job_over() and not self._in_state(UNCLEAR):
-            # nobody's ranks are left to care for, and where the guests are is known
-            if not self.has_moved:
-                raise CancelledEvacuation("; ".join([f"job {evacuation.job} has ended, nothing has moved", *troubles]))
-            words = "; ".join([f"job {evacuation.job} has ended; {', '.join(moved) or 'none'} moved", *troubles])
-        elif self._in_state(STAYED) and not self._in_state(UNCLEAR):
-            dead = not moved and not self.around.verifier.can_be_asked(evacuation.spare or "")
-            raise SpareFailedError("; ".join(troubles), dead)
-        elif troubles:
-            raise FailedEvacuation("; ".join(troubles))
-        else:
-            words = f"{len(moved)} guests run on {evacuation.spare}"
-        self._steps.done("verified", "VERIFIED", words)
-
-    def _may_go_on_moving(self) -> bool:
-        """After a restart: open the gate again, unless the spare was given to somebody else meanwhile."""
-        if not self._opened:
-            try:
-                self._spare.keep(guests_move=True)
-            except SpareFailedError as loss:
-                log.error("%s: %s; what still moves is given up", self.evacuation.id, loss)
-                return False
-            self._opened = True
-            self.around.news.bump()
-        return True
-
-    def _release(self) -> None:
-        # Before the ranks run: a job that ends right away is then cleaned up where its guests are.
-        committed = self._commit(attempts=1)
-        self._ranks.release()
-        if not committed:
-            self._commit(None)
-        with self.around.changed:
-            self.evacuation.state = "RELEASED"
-            self.around.journal.save(self.evacuation)
-            self.around.changed.notify_all()  # the job's next evacuation may post its notice
-
-    def _finish(self) -> None:
-        """Retire the host, once the playbook has ended well too and nobody else leaves it."""
-        if self._move is not None:
-            self.around.clock.wait(self._playbook_ended)
-            assert self._move.result is not None
-            if self._move.result.failures and not self._job_over():
-                raise FailedEvacuation("; ".join(f"the playbook: {failure}" for failure in self._move.result.failures))
-        self.around.clock.wait(lambda: not self.fleet.others_leave(self))
-        staying = self._staying()
-        if staying:
-            log.error("%s: %s is not retired: it has %s", self.evacuation.id, self.evacuation.host, staying)
-            self._steps.begin("retired")
-            self._steps.done("retired", "MOVED", f"not retired: it has {staying}")
-            return
-        self._retire("RETIRED")
-
-    def _staying(self) -> str:
-        """Say which other jobs' guests stay on the host, if any do."""
-        guests = self.around.cluster.refresh().guests
-        found = [g for g in guests if g.host == self.evacuation.host and g.job not in (None, self.evacuation.job)]
-        found = [g for g in found if g.state != "lost" and g.job and not self.around.cluster.job_is_over(g.job)]
-        return ", ".join(f"{guest.name} of job {guest.job}" for guest in found)
-
-    def _checkpointed(self) -> None:
-        self._ranks.release()
-        self._steps.begin("checkpointed")
-        self._steps.done("checkpointed", "CHECKPOINTED", f"the job's guests stay on {self.evacuation.host}")
-
-    # -- the ways back -------------------------------------------------------------------------------------
-
-    def _end_attempt(self, reason: str, dead: bool) -> None:
-        """Give up the spare, not the evacuation: guests that moved stay moved, the others go to the next spare."""
-        evacuation = self.evacuation
-        spare = evacuation.spare or ""
-        log.error("%s: attempt %d, spare %s: %s", evacuation.id, evacuation.attempt, spare, reason)
-        with self.around.changed:
-            evacuation.failed_spares[spare] = reason
-            self._steps.begin("attempt_failed", reason)
-        self.around.news.bump()  # who waits at the gate is sent home
-        end = self.around.clock.now() + self.around.limits.give_back_timeout_s
-        if self._move is not None:
-            self._move.end(end, self.around.clock.wait)
-            self._move = None
-        if self._in_state(MOVED):
-            if not self._commit(_TRIES):
-                raise FailedEvacuation(f"{reason}; the resource manager does not answer")
-        else:
-            if dead:
-                words = f"{evacuation.id} could not move guests here: {reason}"
-                self._try(f"keep {spare} from others", lambda: self._spare.set_aside(words, _TRIES))
-            self._spare.give_back(end)
-        with self.around.changed:
-            for migration in self._moves():
-                if migration.state != MOVED:
-                    migration.state = STAYED if migration.state in (STAYED, UNCLEAR) else "cancelled"
-            last = evacuation.attempt >= self.around.policy.attempts
-            if not last:
-                self._opened = False
-                self._steps.next_attempt(reason)
-        if last:
-            raise self._unmoved(f"{reason}; {evacuation.attempt} spares were tried")
-
-    def _unmoved(self, reason: str) -> Exception:
-        """Return what ends an evacuation whose guests can't all move: a person is needed once moves have failed."""
-        tried = any(m.state in (MOVED, STAYED) for m in self.evacuation.migrations)
-        return FailedEvacuation(reason) if tried else CancelledEvacuation(reason)
-
-    def _cancelled(self, reason: str) -> None:
-        """Release the ranks, end the playbook, return the spare: nothing moves any more."""
-        evacuation = self.evacuation
-        with self.around.changed:
-            moved = sorted(f"{m.guest} moved to {m.destination}" for m in evacuation.migrations if m.state == MOVED)
-            if not self._steps.begun("cancelled"):
-                evacuation.error = "; ".join([reason, *moved])
-            for migration in self._moves():
-                if migration.state != MOVED:
-                    migration.state = "cancelled"
-            self._steps.begin("cancelled", evacuation.error)
-        self.around.news.bump()
-        self._ranks.leave_epoch()
-        end = self.around.clock.now() + self.around.limits.give_back_timeout_s
-        if self._move is not None:
-            self._move.end(end, self.around.clock.wait)
-        if self._holds_lease():
-            self._spare.give_back(end)
-        log.warning("%s: cancelled: %s", evacuation.id, evacuation.error)
-        self._steps.done("cancelled", "CANCELLED")
-
-    def _failed(self, reason: str) -> None:
-        """Keep what is known: moved guests are committed, ranks released; a person decides the rest."""
-        evacuation = self.evacuation
-        log.error("%s: FAILED: %s", evacuation.id, reason)
-        with self.around.changed:
-            evacuation.error = reason
-            self._steps.begin("failed", reason)
-        moved, unclear = self._in_state(MOVED), self._in_state(UNCLEAR)
-        told = not moved or self._try("tell where the guests run", lambda: self._commit(1))
-        self._ranks.release()
-        if not told:
-            self._try("tell where the guests run", lambda: self._commit(None))
-        if unclear and not moved:  # where a guest might be, nobody else is placed
-            words = f"guests of {evacuation.id} may run here: look"
-            self._try(f"keep {evacuation.spare} from others", lambda: self._spare.set_aside(words, None))
-        elif not moved and self._holds_lease():
-            self._spare.give_back(self.around.clock.now() + self.around.limits.give_back_timeout_s)
-        elif moved and not self._in_state(STAYED) and not unclear and not self._staying():
-            self._try(f"retire {evacuation.host}", lambda: self._retire(None))
-        self._steps.done("failed", "FAILED", evacuation.error)
-
-    def _try(self, what: str, act: Callable[[], bool]) -> bool:
-        """Do what can still be done; a refusal is said, and the rest goes on. False if nobody has heard."""
-        try:
-            return act()
-        except (FailedEvacuation, ManagerError) as refusal:
-            log.error("%s: could not %s: %s", self.evacuation.id, what, refusal)
-            self.evacuation.error += f"; could not {what}: {refusal}"
-            return True
-
-    # -- parts of the way ----------------------------------------------------------------------------------
-
-    def _interrupted(self) -> bool:
-        """Whether something keeps the evacuation from going on as it was planned."""
-        evacuation = self.evacuation
-        return bool(evacuation.cancel) or self._job_over() or evacuation.spare in evacuation.failed_spares
-
-    def _give_way(self) -> None:
-        """Raise what ends the evacuation, or this attempt, before the move."""
-        evacuation = self.evacuation
-        if evacuation.cancel:
-            raise CancelledEvacuation(evacuation.cancel)
-        if self._job_over():
-            raise CancelledEvacuation(f"job {evacuation.job} has ended")
-        if evacuation.spare in evacuation.failed_spares:
-            raise SpareFailedError(evacuation.failed_spares[evacuation.spare], dead=True)
-        if self._move is not None and self._move.result is not None:
-            failures = "; ".join(self._move.result.failures) or "it ended before the guests were allowed to move"
-            dead = not self.around.verifier.can_be_asked(evacuation.spare or "")
-            raise SpareFailedError(f"the destination could not be prepared: {failures}", dead)
-
-    def _guests_to_move(self) -> dict[str, Guest]:
-        """Return the guests that are to leave, as the resource manager knows them now, by name."""
-        evacuation = self.evacuation
-        membership = self.around.cluster.refresh()
-        found = {
-            guest.name: guest
-            for guest in membership.guests
-            if guest.host == evacuation.host and guest.job == evacuation.job and guest.state != "lost"
-        }
-        if not found:
-            raise CancelledEvacuation(f"no guest of job {evacuation.job} is on {evacuation.host} any more")
-        return found
-
-    def _wait(self, happened: Callable[[], object], until: float = NEVER) -> None:
-        """Wait until ``happened``, at the latest until that time, and keep the lease meanwhile."""
-        clock, moving = self.around.clock, self.evacuation.state == "MIGRATING"
-        while True:
-            wake = max(self._spare.renew_at, clock.now() + 1.0) if self.evacuation.lease else NEVER
-            if clock.wait(happened, min(until, wake)) or clock.now() >= until:
-                return
-            try:
-                self._spare.keep(guests_move=moving)
-            except SpareFailedError as loss:
-                if not moving:
-                    raise
-                log.error("%s: %s; it is too late to go elsewhere", self.evacuation.id, loss)
-                self._spare.renew_at = NEVER
-
-    def _start_move(self) -> Move:
-        """Start this attempt's playbook, or go on hearing it."""
-        if self._move is None:
-            around, evacuation = self.around, self.evacuation
-            hosts = {host.name: host for host in around.cluster.refresh().hosts}
-            order = MoveOrder(evacuation.id, evacuation.attempt, self._moves(), hosts)
-            self._move = Move(order, around.migrate, around.abort, around.changed, around.clock)
-            self._move.start()
-        return self._move
-
-    def _playbook_ended(self) -> bool:
-        return self._move is not None and self._move.result is not None
-
-    def _note_preparation(self, result: PlaybookResult) -> None:
-        if times := preparation(result):
-            self._steps.begin("prepare_destination", at=times[0])
-            self._steps.done("prepare_destination", at=times[1])
-
-    def _commit(self, attempts: int | None) -> bool:
-        """Tell the resource manager where the guests run now; without ``attempts`` until it has heard."""
-        if self._steps.is_done("committed"):
-            return True
-        moved = [m for m in self._moves() if m.state == MOVED]
-        placements = [Placement(m.guest, m.destination, m.cores, m.numa_node) for m in moved]
-        self._steps.begin("committed")
-        try:
-            if not self._spare.commit(placements, attempts):
-                return False
-        except ManagerError as refusal:
-            # the lease ends with the commit: its answer may have been lost, or written down no more
-            hosts = {guest.name: guest.host for guest in self.around.cluster.refresh().guests}
-            if any(hosts.get(m.guest, m.destination) != m.destination for m in moved):
-                raise FailedEvacuation(str(refusal)) from refusal
-        self._steps.done("committed", None)
-        return True
-
-    def _retire(self, state: str | None) -> bool:
-        """Have the host retired, however long that takes; True. Raises FailedEvacuation."""
-        evacuation = self.evacuation
-        self._steps.begin("retired")
-        try:
-            self._spare.insist(lambda: self.around.manager.retire(evacuation.host, self._retire_reason()))
-        except ManagerError as refusal:
-            raise FailedEvacuation(str(refusal)) from refusal
-        self._steps.done("retired", state)
-        return True
-
-    # -- small things --------------------------------------------------------------------------------------
-
-    def _moves(self) -> list[Migration]:
-        return [m for m in self.evacuation.migrations if m.attempt == self.evacuation.attempt]
-
-    def _guests(self) -> list[str]:
-        return self._ranks.affected if self.evacuation.kind == CHECKPOINT else sorted(m.guest for m in self._moves())
-
-    def _job_over(self) -> bool:
-        return self.around.cluster.job_is_over(self.evacuation.job)
-
-    def _in_state(self, state: str) -> list[str]:
-        return sorted(m.guest for m in self._moves() if m.state == state)
-
-    def _holds_lease(self) -> bool:
-        """Whether a spare was asked for in this attempt."""
-        return self.evacuation.lease is not None or self._steps.begun("leased")
-
-    def _retire_reason(self) -> str:
-        alarm = self.evacuation.alarm
-        return f"evacuated as {self.evacuation.id}: " + (
-            f"rule {alarm.rule}, {alarm.metric} {alarm.value:.2f}" if alarm else self.evacuation.reason
-        )
+                self._way.failed(str(reason))

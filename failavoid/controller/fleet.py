@@ -51,57 +51,59 @@ class Fleet:
             if run.evacuation.host == evacuation.host and run.evacuation is not evacuation
         )
 
-    def may_lease(self, run: EvacuationRun) -> bool:
+    def may_lease(self, evacuation: Evacuation) -> bool:
         """Whether it is this one's turn to take a spare: the earliest predicted failure comes first."""
-        if self.waits_for_arrivals(run):
+        if self.waits_for_arrivals(evacuation):
             return False
-        mine = self._urgency(run)
+        mine = self._urgency(evacuation)
         return not any(
-            other.wants_spare and not self.waits_for_arrivals(other) and self._urgency(other) < mine
+            other.wants_spare
+            and not self.waits_for_arrivals(other.evacuation)
+            and self._urgency(other.evacuation) < mine
             for other in self.open()
-            if other is not run
+            if other.evacuation is not evacuation
         )
 
-    def waits_for_arrivals(self, run: EvacuationRun) -> bool:
+    def waits_for_arrivals(self, evacuation: Evacuation) -> bool:
         """Whether guests are on their way to the host that this evacuation is to empty."""
         return any(
-            other.evacuation.spare == run.evacuation.host
+            other.evacuation.spare == evacuation.host
             for other in self.open()
-            if other is not run and other.evacuation.state != "RELEASED"
+            if other.evacuation is not evacuation and other.evacuation.state != "RELEASED"
         )
 
-    def _urgency(self, run: EvacuationRun) -> tuple[float, int]:
-        alarm = run.evacuation.alarm
+    def _urgency(self, evacuation: Evacuation) -> tuple[float, int]:
+        alarm = evacuation.alarm
         lead = alarm.evidence.predicted_failure_s if alarm else None
         failure = alarm.time + lead if alarm and lead is not None else _NEVER
-        return failure, list(self.runs).index(run.evacuation.id)
+        return failure, list(self.runs).index(evacuation.id)
 
     # -- notices: one epoch of a job is open at a time, and evacuations that begin together share it -----------
 
-    def epoch_is_free(self, run: EvacuationRun) -> bool:
+    def epoch_is_free(self, evacuation: Evacuation) -> bool:
         """Whether the job has no notice open, and all guests' words about the last one have come."""
-        job = run.evacuation.job
+        job = evacuation.job
         return not self._board.is_open(job) and not any(other.holds_epoch for other in self._of_job(job))
 
-    def others_are_ready(self, run: EvacuationRun) -> bool:
+    def others_are_ready(self, evacuation: Evacuation) -> bool:
         """Whether nobody is about to get as far as this one, to share its notice."""
         return not any(
-            other.may_join_soon and not self.waits_for_arrivals(other)
-            for other in self._of_job(run.evacuation.job)
-            if other is not run
+            other.may_join_soon and not self.waits_for_arrivals(other.evacuation)
+            for other in self._of_job(evacuation.job)
+            if other.evacuation is not evacuation
         )
 
-    def joined(self, run: EvacuationRun) -> list[Evacuation]:
+    def joined(self, evacuation: Evacuation) -> list[Evacuation]:
         """Give the job's next epoch to this evacuation and those that are ready for the same; returns them."""
-        job, kind = run.evacuation.job, run.evacuation.kind
+        job, kind = evacuation.job, evacuation.kind
         known = [self._board.last_epoch(job), *(other.evacuation.epoch for other in self._every(job))]
         together = [
             other.evacuation
             for other in self._of_job(job)
             if other.ready_for_notice and other.evacuation.kind == kind and not other.evacuation.epoch
         ]
-        for evacuation in together:
-            evacuation.epoch = max(known) + 1
+        for one in together:
+            one.epoch = max(known) + 1
         return together
 
     def affected(self, evacuation: Evacuation) -> list[str]:
@@ -116,14 +118,14 @@ class Fleet:
         """Whether a guest moved, or may have, in an evacuation's epoch."""
         return any(one.has_moved for one in self._sharing(evacuation))
 
-    def others_leave(self, run: EvacuationRun) -> bool:
+    def others_leave(self, evacuation: Evacuation) -> bool:
         """Whether another job's guests are on their way from the same host."""
         return any(
-            other.evacuation.host == run.evacuation.host
+            other.evacuation.host == evacuation.host
             and other.evacuation.kind == "move"
             and other.evacuation.state != "RELEASED"
             for other in self.open()
-            if other is not run
+            if other.evacuation is not evacuation
         )
 
     def _sharing(self, evacuation: Evacuation) -> Iterator[EvacuationRun]:

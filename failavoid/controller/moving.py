@@ -65,8 +65,8 @@ class Move:
         guests = {migration.guest for migration in self.order.migrations}
         return self.result is not None or verified_guests(self._heard) >= guests
 
-    def settle(self) -> PlaybookResult:
-        """Note what is said of each guest once all is said; returns the playbook's result.
+    def settle(self) -> tuple[PlaybookResult, list[str]]:
+        """Note what is said of each guest once all is said; returns the playbook's result, and who it says nothing of.
 
         Where it says nothing of a guest, its move may go on without it: the move is given up, so that nothing moves
         any more once this returns and the source can be reached.
@@ -87,7 +87,7 @@ class Move:
                     if given_up.ok and migration.state not in ENDS:
                         migration.state, migration.error = CANCELLED, "its move had not begun"
             result.failures += [f"giving up: {failure}" for failure in given_up.failures]
-        return result
+        return result, left
 
     def end(self, until: float, wait: Callable[[Callable[[], object], float], object]) -> None:
         """Wait for the playbook, whose tasks find the gate cancelled; kill it if they don't."""

@@ -9,6 +9,7 @@ from failavoid.controller.notices import Reports
 from failavoid.controller.planning import CHECKPOINT
 from failavoid.controller.steps import Steps
 from failavoid.controller.surroundings import Surroundings
+from failavoid.controller.verification import MOVED, UNCLEAR
 from failavoid.shared.messages import Evacuation
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,13 @@ class Ranks:
         if evacuation.kind == CHECKPOINT and evacuation.plan:
             return sorted(one.guest for one in evacuation.plan.guests)
         return sorted({migration.guest for migration in evacuation.migrations})
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether a guest moved or may have; of a checkpoint, whether there was time for it."""
+        if self._evacuation.kind == CHECKPOINT:
+            return self._steps.begun("released")
+        return any(migration.state in (MOVED, UNCLEAR) for migration in self._evacuation.migrations)
 
     def ready(self, guests: list[str]) -> list[str]:
         """Return those of the guests whose ranks have all stopped."""

@@ -63,6 +63,11 @@ class Steps:
         """Whether a step of the present attempt has begun."""
         return self.find(name) is not None
 
+    @property
+    def ending(self) -> bool:
+        """Whether the evacuation has taken a way back."""
+        return self.begun("cancelled") or self.begun("failed")
+
     def is_done(self, name: str) -> bool:
         """Whether a step of the present attempt is done."""
         step = self.find(name)

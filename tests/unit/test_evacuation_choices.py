@@ -165,6 +165,7 @@ def test_a_restart_after_the_lease_was_given_to_another_gives_up_what_still_move
     world.begin()
     world.controller.resume()
     world.ranks_behave()
+    world.until(lambda: world.aborted)
     world.stuck = False
     ended = world.until_state(evacuation, "FAILED")
     assert evacuation.id in world.aborted
