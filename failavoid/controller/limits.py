@@ -23,6 +23,7 @@ class Limits:
     resume_timeout_s: float = 30.0  # for ranks to say that they run again
     retry_s: float = 2.0  # between attempts to reach the resource manager
     give_back_timeout_s: float = 30.0  # for the playbook to end and the spare to be returned after a cancellation
+    join_timeout_s: float = 2.0  # for evacuations of the same job that begin at the same time, to share its notice
     confirm_timeout_s: float = 3600.0  # for a person to confirm, in mode recommend
 
     def __post_init__(self) -> None:

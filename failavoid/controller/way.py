@@ -163,7 +163,7 @@ class Way:
         with around.changed:
             self.ready_for_notice = True
             around.changed.notify_all()
-        soon = around.clock.now() + around.limits.retry_s
+        soon = around.clock.now() + around.limits.join_timeout_s
 
         def settled() -> object:
             return self._interrupted() or evacuation.epoch
