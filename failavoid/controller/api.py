@@ -86,7 +86,8 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
             check_domain(taken.domain)
         else:
             check_name("host", taken.host)
-            check_name("job", taken.job)
+            if taken.job:  # a host may be about to fail whatever it does
+                check_name("job", taken.job)
         return shown(controller.take_alarm(taken, caller.subject))
 
     @app.post("/alarms/{name}/withdraw")

@@ -57,6 +57,7 @@ class Way:
         self._spare = Spare(evacuation, fleet, around.manager, around.journal, around.limits, around.clock)
 
     def go_on(self) -> None:
+        """Take the step that comes next. Raises what ends the evacuation, or its present attempt."""
         if self._steps.begun("failed"):
             raise FailedEvacuation(self._evacuation.error)
         if self._steps.begun("cancelled"):
@@ -150,7 +151,8 @@ class Way:
         if not evacuation.needs_confirmation or evacuation.confirmed_by:
             return
         self._steps.begin("confirmed")
-        until = evacuation.steps[-1].begun + self._around.limits.confirm_timeout_s
+        asked = next(step.begun for step in evacuation.steps if step.name == "confirmed")
+        until = asked + self._around.limits.confirm_timeout_s
         self._wait(lambda: evacuation.confirmed_by or self._interrupted(), until)
         self._give_way()
         if not evacuation.confirmed_by:

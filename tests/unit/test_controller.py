@@ -85,7 +85,9 @@ def test_a_stranger_to_an_act_is_refused(api, method, path, role):
     assert api.request(method, path, json={}).status_code == 401
 
 
-@pytest.mark.parametrize("wrong", [{"host": "{{ x }}"}, {"job": "../etc"}, {"id": ""}, {"value": "much"}])
+@pytest.mark.parametrize(
+    "wrong", [{"host": "{{ x }}"}, {"job": "../etc"}, {"domain": "rack={{ x }}"}, {"id": ""}, {"value": "much"}]
+)
 def test_an_alarm_with_a_word_that_must_not_reach_a_playbook_is_refused(api, world, wrong):
     assert api.post("/alarms", json=alarm(**wrong), headers=bearer("service")).status_code == 422
     assert world.controller.evacuations() == []
