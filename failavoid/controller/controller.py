@@ -72,14 +72,12 @@ class Controller:
         membership = self.around.cluster.refresh()
         with self.around.changed:
             begun = [run for run in self.fleet.runs.values() if _alarm_id(run.evacuation) == alarm.id]
-            if begun:
-                return _of_job(begun, alarm.job).evacuation
             if self.around.journal.alarm(alarm.id) is not None:
-                return None
+                return _of_job(begun, alarm.job).evacuation if begun else None
             hosts = hosts_of(alarm.domain or alarm.host, membership)
             self._spares_fail(hosts, f"alarm {alarm.id} by rule {alarm.rule}")
             wanted = {} if (objection := self._objection(alarm, hosts)) else self._wanted(hosts, membership)
-            if not wanted:
+            if not wanted and not begun:  # an earlier life may have begun some
                 objection = objection or self._why_none(alarm, hosts, membership)
                 log.warning("alarm %s of %s: no evacuation: %s", alarm.id, alarm.domain or alarm.host, objection)
                 self.around.journal.note_alarm(alarm, who, objection)
@@ -90,19 +88,22 @@ class Controller:
                 for host, jobs in wanted.items()
                 for job in jobs
             ]
-            self.around.journal.note_alarm(alarm, who, ", ".join(run.evacuation.id for run in runs))
+            self.around.journal.note_alarm(alarm, who, ", ".join(run.evacuation.id for run in begun + runs))
         for run in runs:
             self._start(run)
-        return _of_job(runs, alarm.job).evacuation
+        return _of_job(begun + runs, alarm.job).evacuation
 
     def order(self, where: str, reason: str, who: str) -> list[Evacuation]:
         """Begin the evacuations of a host or a failure domain, as a person asks. Raises RequestError, ManagerError."""
         membership = self.around.cluster.refresh()
         with self.around.changed:
-            runs = self._ordered(where, reason, who, membership)
-            self.around.journal.note_request(
-                who, "evacuate", where, reason, ", ".join(run.evacuation.id for run in runs)
-            )
+            try:
+                runs = self._ordered(where, reason, who, membership)
+            except RequestError as refusal:
+                self.around.journal.note_request(who, "evacuate", where, reason, f"refused: {refusal}")
+                raise
+            ids = ", ".join(run.evacuation.id for run in runs)
+            self.around.journal.note_request(who, "evacuate", where, reason, ids)
         for run in runs:
             self._start(run)
         return [run.evacuation for run in runs]

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from evacuation_world import World, stays
+from evacuation_world import Crash, World, stays
 from fastapi.testclient import TestClient
 from test_controller import SECRET, bearer
 
@@ -236,6 +236,28 @@ def test_a_host_where_another_job_stays_is_not_retired(world):
     assert world.manager.retired == {}
 
 
+def test_an_alarm_that_a_crash_cut_short_is_taken_for_the_other_jobs_when_it_comes_again(world, monkeypatch):
+    with_second_job(world)
+
+    begin, begun = world.around.journal.begin, []
+
+    def begins_once(*words, **more):
+        if begun:
+            world.crash()
+            world.die()
+        begun.append(words)
+        begin(*words, **more)
+
+    monkeypatch.setattr(world.around.journal, "begin", begins_once)
+    with pytest.raises(Crash):
+        world.alarm()
+    world.begin()
+    assert len(world.controller.evacuations()) == 1
+    assert world.alarm().job == "job-1"
+    assert len(world.controller.evacuations()) == 2
+    assert world.around.journal.alarm("alarm-1").count("host1") == 2
+
+
 # -- withdrawn ---------------------------------------------------------------------------------------------------
 
 
@@ -382,8 +404,10 @@ def test_the_switch_the_status_and_the_audit_trail(api):
     found = api.get("/events?after=0", headers=bearer("reader")).json()
     assert [(e["who"], e["detail"]["act"], e["detail"]["reason"]) for e in found["events"]] == [
         ("ada", "stop evacuations", "storm"),
+        ("ada", "evacuate", ""),
         ("ada", "allow evacuations", ""),
     ]
+    assert found["events"][1]["detail"]["outcome"].startswith("refused: new evacuations are stopped by ada")
     assert api.get(f"/events?after={found['last']}", headers=bearer("reader")).json() == {
         "events": [],
         "last": found["last"],
