@@ -594,3 +594,21 @@ def test_new_evacuations_are_stopped_and_allowed_again(controlled):
     assert (status, "storm" in err) == (3, True)
     assert failavoid(environment, "allow-evacuations")[0] == 0
     assert failavoid(environment, "evacuate", "host1")[1].strip() == world.controller.evacuations()[0].id
+
+
+def test_guests_that_move_are_shown_with_bars_until_the_evacuation_has_ended(monkeypatch, capsys):
+    states = iter(["MIGRATING", "VERIFIED", "RETIRED"])
+
+    def answer(_service, _method, path):
+        if path.endswith("/progress"):
+            return [{"guest": "g0003", "processed": 2**20, "remaining": 3 * 2**20}]
+        return {"id": "e-1", "state": next(states)}
+
+    monkeypatch.setattr(evacuations, "call", answer)
+    monkeypatch.setattr(evacuations, "LOOK_S", 0.0)
+    monkeypatch.setattr(evacuations.sys.stdout, "isatty", lambda: True)
+    evacuations.follow_moves({"id": "e-1", "state": "GATHERED"})
+    shown = capsys.readouterr().out
+    assert "g0003" in shown
+    assert "RETIRED" in shown
+    assert "1.0/4.2 MB" in shown

@@ -12,7 +12,7 @@ from failavoid.controller.controller import RequestError
 from failavoid.controller.libvirt_view import RUNNING, GuestFacts
 from failavoid.controller.limits import Policy
 from failavoid.playbook_runner import PlaybookResult
-from failavoid.shared.messages import Alarm, Evidence, Guest, Job
+from failavoid.shared.messages import Alarm, Evidence, Guest, Job, MoveProgress
 
 
 @pytest.fixture
@@ -426,6 +426,19 @@ def test_a_failure_domain_may_be_ordered_and_planned(api, world):
     ordered = api.post("/evacuations", json={"host": "rack=r1", "reason": ""}, headers=bearer("operator")).json()
     assert [(one["host"], one["domain"]) for one in ordered] == [("host1", "rack=r1"), ("host2", "rack=r1")]
     assert api.get("/plan?host=rack%3D%7B%7B", headers=bearer("reader")).status_code == 422
+
+
+def test_how_far_moves_have_come_is_asked_while_guests_move(api, world):
+    world.controller._progress = lambda address, guests: [MoveProgress(guest, 5, 7) for guest in guests]
+    world.stuck = True
+    world.ranks_behave()
+    evacuation = world.until_state(world.alarm(), "MIGRATING")
+    path = f"/evacuations/{evacuation.id}/progress"
+    shown = api.get(path, headers=bearer("reader")).json()
+    assert shown[0] == {"guest": "guest1", "processed": 5, "remaining": 7}
+    world.stuck = False
+    world.until_state(evacuation, "RETIRED")
+    assert api.get(path, headers=bearer("reader")).json() == []
 
 
 def test_a_withdrawal_of_an_unknown_alarm_is_no_error(api):

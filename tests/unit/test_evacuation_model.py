@@ -16,7 +16,7 @@ from failavoid.controller.libvirt_view import RUNNING
 from failavoid.controller.limits import Policy
 from failavoid.shared.messages import Alarm, Evidence
 
-EXAMPLES = int(os.environ.get("FAILAVOID_MODEL_EXAMPLES", "1500"))
+EXAMPLES = int(os.environ.get("FAILAVOID_MODEL_EXAMPLES", "2000"))
 GUESTS = ("a1", "a2", "a3", "a4", "b1", "b2")
 IN_USE, ANY_HOST = ("host1", "host2", "host3"), ("host1", "host2", "host3", "host4", "host5", "host6")
 
