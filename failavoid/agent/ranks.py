@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 
+from failavoid.agent.arrivals import Arrivals
 from failavoid.agent.settings import Settings
 from failavoid.shared.http import ApiError, call
 from failavoid.shared.messages import GuestReport, Notice, from_dict, to_dict
@@ -22,6 +23,7 @@ from failavoid.shared.page import RUN_DIR, PageError, PageWriter, Posted, job_fo
 
 POLL_S = 25.0  # the controller answers at the latest after that
 LOOK_S = 0.05  # at the slots, while an evacuation is open
+ARRIVAL_TRIES = 60
 PAUSE_S = (0.5, 10.0)  # between tries when the controller is away: first, longest
 
 
@@ -47,6 +49,7 @@ class Ranks:
         self._job = ""
         self._page: PageWriter | None = None
         self._reported: dict[str, int] = {}  # state -> last epoch of the job
+        self._arrivals = Arrivals(settings.node, self._say_of_arrival)
 
     def listen(self) -> None:
         """Ask the controller for notices, for ever, and write them on the page."""
@@ -85,8 +88,21 @@ class Ranks:
                 self._job, self._reported = notice.job, {}
             self._page.post(notice.serial, notice.epoch, notice.affected, notice.done, notice.cancelled)
             self._changed.notify()
+        self._arrivals.take(notice)
         self._clean(keep=notice.job)
         return notice.serial
+
+    def _say_of_arrival(self, report: GuestReport) -> None:
+        """Bring a word about a guest that has moved; one that does not get through is tried for a while."""
+        for _ in range(ARRIVAL_TRIES):
+            try:
+                call("POST", f"{self._url}/report", self._token, to_dict(report))
+                return
+            except ApiError as error:
+                _say(f"{report.state} of {report.about or self._guest} can't be told: {error}")
+                if 400 <= error.status < 500:
+                    return
+            time.sleep(PAUSE_S[0])
 
     def _clean(self, keep: str) -> None:
         """Remove the pages of other jobs, except where ranks still live: those have them mapped."""

@@ -26,6 +26,10 @@ Job = Annotated[str, typer.Argument(autocompletion=completion.jobs)]
 Guest = Annotated[str, typer.Argument(autocompletion=completion.guests)]
 EvacuationId = Annotated[str, typer.Argument(autocompletion=completion.evacuations)]
 Json = Annotated[bool, typer.Option("--json", help="For programs: the API's own document.")]
+Place = Annotated[
+    str, typer.Argument(help="A host, or a failure domain such as rack=r1.", autocompletion=completion.hosts)
+]
+Reason = Annotated[str, typer.Option(help="Kept in the audit trail.")]
 F = TypeVar("F", bound=Callable[..., None])
 
 PLAYBOOK_S = 120.0  # a service that runs a playbook on a host answers when that is done
@@ -80,18 +84,22 @@ def document(found: Any) -> None:
 @command
 def status(as_json: Json = False) -> None:
     """Pools, jobs and evacuations at a glance."""
+    from failavoid.cli import evacuations as view
     from failavoid.cli import tables
 
     membership = ask("resource_manager", "/membership")
     evacuations = ask("controller", "/evacuations")
+    controller = ask("controller", "/status")
     if as_json:
-        document({"membership": membership, "evacuations": evacuations})
+        document({"membership": membership, "evacuations": evacuations, "controller": controller})
         return
+    if warning := view.switch(controller):
+        print(f"{warning}\n")
     tables.pools(membership["hosts"])
     tables.differences(membership["differences"])
     running = [job for job in membership["jobs"] if job["ended"] is None]
     tables.jobs(running, membership["guests"])
-    tables.evacuations([one for one in evacuations if one["state"] not in ("RETIRED", "CANCELLED", "FAILED")])
+    tables.evacuations([one for one in evacuations if not view.ended(one)])
 
 
 @command
@@ -156,29 +164,77 @@ def evacuations(as_json: Json = False) -> None:
 
 @command
 def show(evacuation: EvacuationId, as_json: Json = False) -> None:
-    """The whole story of an evacuation."""
-    from failavoid.cli import tables
+    """The whole story of an evacuation. While it is open, a terminal shows how far its guests have come."""
+    from failavoid.cli import evacuations, tables
 
     found = ask("controller", f"/evacuations/{part(evacuation)}")
     if as_json:
         document(found)
         return
+    if not evacuations.ended(found):
+        evacuations.follow_moves(found)
+        found = ask("controller", f"/evacuations/{part(evacuation)}")
     tables.story(found)
+
+
+@command
+def plan(place: Place, as_json: Json = False) -> None:
+    """What would be done if a host or failure domain were about to fail; does nothing."""
+    from failavoid.cli import tables
+
+    found = ask("controller", f"/plan?host={part(place)}")
+    if as_json:
+        document(found)
+        return
+    tables.plans(found)
+
+
+@command
+def events(
+    after: Annotated[int, typer.Option(min=0, help="Only events after this number.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for events to come.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: a document a line.")] = False,
+) -> None:
+    """The controller's audit trail: steps, alarms and requests, in one order."""
+    from failavoid.cli import evacuations
+
+    evacuations.events(
+        after, follow, lambda event: print(json.dumps(event) if as_json else evacuations.line(event), flush=True)
+    )
 
 
 # -- acting ------------------------------------------------------------------------------------------------------
 
 
 @command
-def evacuate(host: Host, reason: Annotated[str, typer.Option(help="Kept with the evacuation.")] = "asked for") -> None:
-    """Move a host's guests away and retire it. Prints the evacuation's name."""
-    print(change("controller", "/evacuations", {"host": host, "reason": reason})["id"])
+def evacuate(place: Place, reason: Reason = "asked for") -> None:
+    """Move all guests away from a host, or from the hosts of a failure domain. Prints the evacuations' names."""
+    for evacuation in change("controller", "/evacuations", {"host": place, "reason": reason}):
+        print(evacuation["id"])
 
 
 @command
-def cancel(evacuation: EvacuationId) -> None:
+def cancel(evacuation: EvacuationId, reason: Reason = "") -> None:
     """Cancel an evacuation whose guests do not move yet."""
-    print(change("controller", f"/evacuations/{part(evacuation)}/cancel")["state"])
+    print(change("controller", f"/evacuations/{part(evacuation)}/cancel", {"reason": reason})["state"])
+
+
+@command
+def confirm(evacuation: EvacuationId) -> None:
+    """Let an evacuation go on that the controller recommends."""
+    print(change("controller", f"/evacuations/{part(evacuation)}/confirm")["state"])
+
+
+@command
+def stop_evacuations(reason: Reason = "") -> None:
+    """Let no new evacuation begin; those whose ranks know of nothing yet are cancelled."""
+    change("controller", "/stop", {"reason": reason})
+
+
+@command
+def allow_evacuations(reason: Reason = "") -> None:
+    """Let evacuations begin again."""
+    change("controller", "/allow", {"reason": reason})
 
 
 @command
@@ -245,13 +301,16 @@ def run(
     hosts: Annotated[int, typer.Option(min=0, help="Number of hosts. 0: as many as the ranks need.")] = 0,
     guests_per_host: Annotated[int, typer.Option(min=1, help="Guests on each of them.")] = 1,
     guest_memory: Annotated[str, typer.Option(help="Memory of each guest, e.g. 512MiB.")] = "256MiB",
-    policy: Annotated[str, typer.Option(help="migrate: evacuate the job's hosts; off: never.")] = "migrate",
+    policy: Annotated[str, typer.Option(help="On a failing host: migrate, checkpoint, or off.")] = "migrate",
     every: Annotated[int, typer.Option(min=1, help="Look for a notice at every n-th barrier.")] = 1,
     job_name: Annotated[str, typer.Option(help="A name for people.")] = "job",
     guest_vcpus: Annotated[int, typer.Option(min=1, help="Cores of each guest.")] = 1,
     hardware_class: Annotated[str, typer.Option(help="Class of the hosts. Empty: any one.")] = "",
     on_hosts: Annotated[bool, typer.Option("--on-hosts", help="On the hosts themselves, without guests.")] = False,
     expected_time: Annotated[str, typer.Option(help="How long the job will run, e.g. 30m or 2:00:00.")] = "",
+    on_deadline: Annotated[
+        str, typer.Option(help="When not all ranks stop in time: migrate or cancel. Empty: as the site does.")
+    ] = "",
 ) -> None:
     """Run an MPI program in guests of its own; returns the program's exit status."""
     from failavoid.cli.run import RunRequest, run_job
@@ -265,6 +324,7 @@ def run(
         policy,
         every,
         job_name,
+        on_deadline,
         guest_vcpus,
         on_hosts,
         expected_time,

@@ -47,6 +47,7 @@ class RunRequest:
     policy: str
     every: int
     name: str
+    on_deadline: str = ""
     guest_vcpus: int = 1
     on_hosts: bool = False
     expected_time: str = ""
@@ -79,6 +80,7 @@ def run_job(request: RunRequest) -> int:
             hardware_class=request.hardware_class,
             resource="hosts" if request.on_hosts else "",
             expected_s=expected_s,
+            on_deadline=request.on_deadline,
         )
         return _follow(asked, request, key, Path(who.pw_dir))
     except OSError as error:

@@ -144,6 +144,35 @@ def evacuations(found: list[Document]) -> None:
     show("Evacuations", ["evacuation", "host", "job", "state", "spare", "guests", ""], rows)
 
 
+def plans(found: list[Document]) -> None:
+    """What would be done for each job, and why."""
+    rows: list[list[object]] = [
+        [
+            one["host"],
+            one["job"],
+            one["decision"],
+            f"{one['needed_s']:.1f}",
+            "" if one["lead_s"] is None else f"{one['lead_s']:.1f}",
+            "; ".join(one["reasons"]),
+        ]
+        for one in found
+    ]
+    show("Plans", ["host", "job", "decision", "needed s", "left s", ""], rows)
+    rows = [
+        [
+            guest["guest"],
+            one["host"],
+            mebibytes(guest["memory_kb"]),
+            "" if guest["dirty_bps"] is None else f"{guest['dirty_bps'] / 2**20:.0f}",
+            f"{guest['seconds']:.1f}",
+            ", ".join(guest["devices"]),
+        ]
+        for one in found
+        for guest in one["guests"]
+    ]
+    show("Guests", ["guest", "host", "memory", "dirty MiB/s", "seconds", "devices"], rows)
+
+
 def story(found: Document) -> None:
     """One evacuation: why, each step, each guest's move."""
     print(f"{found['id']}: host {found['host']}, job {found['job']}, {found['state']} {found['error']}".rstrip())
@@ -156,6 +185,13 @@ def story(found: Document) -> None:
         )
     elif found["reason"]:
         print(f"Reason: {found['reason']}")
+    if found["plan"]:
+        print(f"Plan: {found['plan']['decision']}: {'; '.join(found['plan']['reasons'])}")
+    for host, why in found["failed_spares"].items():
+        print(f"Spare {host} was given up: {why}")
+    if found["needs_confirmation"]:
+        confirmed = found["confirmed_by"]
+        print(f"Confirmed by {confirmed}" if confirmed else f"Waits for 'failavoid confirm {found['id']}'")
     steps = found["steps"]
     begun = alarm["time"] if alarm else steps[0]["begun"] if steps else 0.0
     rows: list[list[object]] = [

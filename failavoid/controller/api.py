@@ -6,13 +6,14 @@ import time
 from typing import Any
 
 from fastapi import Body, FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from failavoid.controller.controller import Controller, RequestError
 from failavoid.controller.manager import ManagerError
 from failavoid.services import make_app, require
-from failavoid.shared.messages import Alarm, Evacuation, Gate, Guest, GuestReport, from_dict, to_dict
-from failavoid.shared.names import check_name
+from failavoid.shared.messages import Alarm, Evacuation, Events, Guest, GuestReport, from_dict, to_dict
+from failavoid.shared.names import check_domain, check_name
 from failavoid.shared.tokens import Identity
 
 _LONGEST_POLL_S = 60.0
@@ -36,6 +37,12 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
         with around.changed:
             return to_dict(evacuation) if evacuation else {}
 
+    def reason_in(document: Any) -> str:
+        """The optional reason of a request; free text, which never becomes a variable of a playbook."""
+        if not isinstance(document, dict) or not isinstance(document.get("reason", ""), str):
+            raise ValueError('this is asked for with {"reason": TEXT}')
+        return str(document.get("reason", ""))[:_LONGEST_REASON]
+
     def this_guest(name: str, caller: Identity) -> Guest:
         if caller.subject != name:
             raise HTTPException(403, f"this token is {caller.subject}'s: it can't speak for {name}")
@@ -46,20 +53,58 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
             raise HTTPException(403, f"this token is of a guest {name} that is not there, or not any more")
         return guest
 
+    @app.get("/status")
+    def status() -> dict[str, Any]:
+        return to_dict(controller.status)
+
+    @app.post("/stop")
+    def stop(document: Any = Body(default={}), caller: Identity = require("operator")) -> dict[str, Any]:
+        return to_dict(controller.stop_evacuations(caller.subject, reason_in(document)))
+
+    @app.post("/allow")
+    def allow(document: Any = Body(default={}), caller: Identity = require("operator")) -> dict[str, Any]:
+        return to_dict(controller.allow_evacuations(caller.subject, reason_in(document)))
+
+    @app.get("/events")
+    async def events(after: int = 0, timeout: float = 0.0) -> dict[str, Any]:
+        journal, end = around.journal, time.monotonic() + min(timeout, _LONGEST_POLL_S)
+        while True:
+            version = journal.news.version
+            found = await run_in_threadpool(journal.events, after)
+            left = end - time.monotonic()
+            if found or left <= 0:
+                return to_dict(Events(found, found[-1].number if found else after))
+            await journal.news.wait(version, left)
+
+    # -- alarms ------------------------------------------------------------------------------------------------
+
     @app.post("/alarms")
-    def alarm(document: Any = Body(), _caller: Identity = require("service")) -> dict[str, Any]:
+    def alarm(document: Any = Body(), caller: Identity = require("service")) -> dict[str, Any]:
         taken = from_dict(Alarm, document)
-        for kind, name in (("alarm", taken.id), ("host", taken.host), ("job", taken.job)):
-            check_name(kind, name)
-        return shown(controller.take_alarm(taken))
+        check_name("alarm", taken.id)
+        if taken.domain:
+            check_domain(taken.domain)
+        else:
+            check_name("host", taken.host)
+            if taken.job:  # a host may be about to fail whatever it does
+                check_name("job", taken.job)
+        return shown(controller.take_alarm(taken, caller.subject))
+
+    @app.post("/alarms/{name}/withdraw")
+    def withdraw(name: str, document: Any = Body(default={}), caller: Identity = require("service")) -> dict[str, Any]:
+        return shown(controller.withdraw(check_name("alarm", name), reason_in(document), caller.subject))
+
+    # -- evacuations -------------------------------------------------------------------------------------------
+
+    @app.get("/plan")
+    def plan(host: str) -> list[dict[str, Any]]:
+        return [to_dict(one) for one in controller.plans(check_place(host))]
 
     @app.post("/evacuations")
-    def order(document: Any = Body(), caller: Identity = require("operator")) -> dict[str, Any]:
-        if not isinstance(document, dict) or not isinstance(document.get("reason", ""), str):
-            raise ValueError('an evacuation is asked for with {"host": NAME, "reason": TEXT}')
-        host = check_name("host", document.get("host", ""))
-        reason = str(document.get("reason", ""))[:_LONGEST_REASON]
-        return shown(controller.order(host, reason, caller.subject))
+    def order(document: Any = Body(), caller: Identity = require("operator")) -> list[dict[str, Any]]:
+        reason = reason_in(document)
+        where = check_place(document.get("host", ""))
+        return [shown(evacuation) for evacuation in controller.order(where, reason, caller.subject)]
 
     @app.get("/evacuations")
     def evacuations() -> list[dict[str, Any]]:
@@ -69,23 +114,33 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
     def evacuation(name: str) -> dict[str, Any]:
         return shown(controller.run(name).evacuation)
 
-    @app.post("/evacuations/{name}/cancel")
-    def cancel(name: str, caller: Identity = require("operator")) -> dict[str, Any]:
-        return shown(controller.cancel(name, caller.subject))
+    @app.get("/evacuations/{name}/progress")
+    def progress(name: str) -> list[dict[str, Any]]:
+        return [to_dict(one) for one in controller.progress(name)]
 
-    @app.get("/evacuations/{name}/gate")
+    @app.post("/evacuations/{name}/cancel")
+    def cancel(name: str, document: Any = Body(default={}), caller: Identity = require("operator")) -> dict[str, Any]:
+        return shown(controller.cancel(name, caller.subject, reason_in(document)))
+
+    @app.post("/evacuations/{name}/confirm")
+    def confirm(name: str, caller: Identity = require("operator")) -> dict[str, Any]:
+        return shown(controller.confirm(name, caller.subject))
+
+    @app.get("/evacuations/{name}/gate/{attempt}")
     async def gate(
-        name: str, timeout: float = 25.0, _caller: Identity = require("host", "service", "operator")
+        name: str, attempt: int, timeout: float = 25.0, _caller: Identity = require("host", "service", "operator")
     ) -> dict[str, Any]:
         run = controller.run(name)
         end = time.monotonic() + min(timeout, _LONGEST_POLL_S)
         while True:
             version = around.news.version
-            answer = Gate(name, run.gate_open, run.gate_closed)
+            answer = run.gate(attempt)
             left = end - time.monotonic()
             if answer.open or answer.cancelled or left <= 0:
                 return to_dict(answer)
             await around.news.wait(version, left)
+
+    # -- guests ------------------------------------------------------------------------------------------------
 
     @app.get("/guests/{name}/notice")
     async def notice(
@@ -118,3 +173,8 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
         return {}
 
     return app
+
+
+def check_place(word: Any) -> str:
+    """Return the name of a host or of a failure domain. Raises ValueError."""
+    return check_domain(word) if isinstance(word, str) and "=" in word else check_name("host", word)

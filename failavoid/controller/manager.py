@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from failavoid.services import Changes
-from failavoid.shared.messages import Guest, Job, Lease, Membership, Placement, from_dict, to_dict
+from failavoid.shared.messages import Guest, Host, Job, Lease, LeaseRequest, Membership, Placement, from_dict, to_dict
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +46,9 @@ class ResourceManager:
         answer = self._call("GET", f"/membership?after={after}&timeout={timeout}", timeout=timeout + 10)
         return from_dict(Membership, answer)
 
-    def lease(self, evacuation: str) -> Lease:
+    def lease(self, request: LeaseRequest) -> Lease:
         """Hold a spare for an evacuation; asked again, the same one. Refused with 409 when there is none."""
-        return from_dict(Lease, self._call("POST", "/leases", {"evacuation": evacuation}))
+        return from_dict(Lease, self._call("POST", "/leases", to_dict(request)))
 
     def give_back(self, lease: str) -> None:
         """Return a lease's spare; one that is gone already is no error."""
@@ -145,6 +145,10 @@ class Cluster:
     def job(self, job: str) -> Job | None:
         """Return the job, if the membership has it."""
         return next((j for j in self.membership.jobs if j.id == job), None) if self.membership else None
+
+    def host(self, name: str) -> Host | None:
+        """Return the host of that name, if the membership has it."""
+        return next((h for h in self.membership.hosts if h.name == name), None) if self.membership else None
 
     def job_is_over(self, job: str) -> bool:
         """Whether the job has ended; one that isn't known any more has. Unknown membership: no."""

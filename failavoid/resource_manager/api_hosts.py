@@ -11,7 +11,7 @@ from failavoid.resource_manager.hosts import who
 from failavoid.resource_manager.manager import Manager
 from failavoid.resource_manager.requests import names, text
 from failavoid.services import require
-from failavoid.shared.messages import Placement, from_dict, to_dict
+from failavoid.shared.messages import LeaseRequest, Placement, from_dict, to_dict
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import Identity
 
@@ -29,14 +29,14 @@ def _add_leases(app: FastAPI, manager: Manager) -> None:
 
     @app.post("/leases")
     def lease(body: Document = Body(), caller: Identity = require("service")) -> Document:
-        evacuation = check_name("evacuation", body.get("evacuation", ""))
-        guests = names(body, "guests") if "guests" in body else []
+        request = from_dict(LeaseRequest, body)
+        check_name("evacuation", request.evacuation)
         number = store.next_number("lease")
         with store.change() as state:
-            taken = leases.take(state, evacuation, guests, settings, number)
+            taken = leases.take(state, request, settings, number)
             new = taken.id == f"lease-{number}"
             if new:
-                state.note(who(caller), "lease taken", lease=taken.id, host=taken.host, evacuation=evacuation)
+                state.note(who(caller), "lease taken", lease=taken.id, host=taken.host, evacuation=taken.evacuation)
             answer = to_dict(taken)
         if new and manager.guests.idle_on({taken.host}):
             background.start(f"clear {taken.host}", manager.guests.remove_idle, taken.host)

@@ -7,43 +7,73 @@ import time
 from failavoid.resource_manager import placement
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.state import State, mark
-from failavoid.shared.messages import Guest, Host, Lease, Placement
+from failavoid.shared.messages import Guest, Host, Lease, LeaseRequest, Placement
 
 
-def take(state: State, evacuation: str, guests: list[str], settings: Settings, number: int) -> Lease:
+def take(state: State, request: LeaseRequest, settings: Settings, number: int) -> Lease:
     """Hold a spare for an evacuation; asked again, the same one, for longer. Raises NoRoomError.
 
-    ``guests`` are those that will come: the spare has room for them and is of a class they can run on. Reserved
-    spares are taken first. Guests on it that no job uses are nobody's to use from now on: the caller removes them,
-    for the evacuation needs their memory.
+    The spare has room for the guests that will come and is of a class they can run on. Guests on it that no job uses
+    are nobody's to use from now on: the caller removes them, for the evacuation needs their memory.
     """
     for lease in state.leases.values():
-        if lease.evacuation == evacuation:
+        wanted = request.host in ("", lease.host) and lease.host not in request.avoid_hosts
+        if lease.evacuation == request.evacuation and wanted:
             lease.expires = time.time() + settings.lease_s
             return lease
-    leased = state.leased()
-    spares = [host for host in state.hosts.values() if host.pool == "free" and host.name not in leased]
-    coming = [state.guests[name] for name in guests if name in state.guests]
-    objections = {host.name: _too_small(state, host, coming, settings) for host in spares}
-    fitting = [host for host in spares if not objections[host.name]]
-    if not fitting:
-        pools = ", ".join(
-            f"{host.name} {'leased' if host.name in leased and host.pool == 'free' else host.pool}"
-            for host in sorted(state.hosts.values(), key=lambda host: host.name)
-        )
-        words = ". ".join(filter(None, [pools, *(objections[name] for name in sorted(objections))]))
-        raise placement.NoRoomError(f"there is no spare for {evacuation}: {words}. Restore a host, or end a job")
-
-    def burden(host: Host) -> tuple[bool, int, int, str]:
-        return not host.reserved_spare, len(state.guests_on(host.name)), -host.memory_kb, host.name
-
-    spare = min(fitting, key=burden)
-    lease = Lease(f"lease-{number}", spare.name, evacuation, time.time() + settings.lease_s)
+    spare = _choose(state, request, settings)
+    lease = Lease(f"lease-{number}", spare.name, request.evacuation, time.time() + settings.lease_s)
     state.leases[lease.id] = lease
     for guest in state.guests_on(spare.name):
         if guest.job is None:
             guest.state = "lost"
     return lease
+
+
+def _choose(state: State, request: LeaseRequest, settings: Settings) -> Host:
+    """The host that suits best: a free one, reserved spares first, else one to share, else one of the guests' job."""
+    leased = state.leased()
+    coming = [state.guests[name] for name in request.guests if name in state.guests]
+    hosts = [host for host in state.hosts.values() if request.host in ("", host.name)]
+    allowed = [host for host in hosts if not _avoided(host, request)]
+    free = [host for host in allowed if host.pool == "free" and host.name not in leased]
+    objections = {host.name: _too_small(state, host, coming, settings) for host in free}
+    fitting = [host for host in free if not objections[host.name]]
+    if not fitting:
+        beside = {lease.host for lease in state.leases.values() if lease.evacuation in request.beside}
+        fitting = [
+            host
+            for host in allowed
+            if host.name in beside and not placement.objection(state, host, coming, settings)
+        ]
+    if not fitting and request.pack:
+        jobs = {guest.job for guest in coming if guest.job}
+        used = {guest.host for guest in state.guests.values() if guest.job in jobs}
+        fitting = [
+            host
+            for host in allowed
+            if host.name in used and not host.marks and not placement.objection(state, host, coming, settings)
+        ]
+    if not fitting:
+        pools = ", ".join(
+            f"{host.name} {'leased' if host.name in leased and host.pool == 'free' else host.pool}"
+            + (" (to be avoided)" if _avoided(host, request) else "")
+            for host in sorted(state.hosts.values(), key=lambda host: host.name)
+        )
+        words = ". ".join(filter(None, [pools, *(objections[name] for name in sorted(objections))]))
+        raise placement.NoRoomError(
+            f"there is no spare for {request.evacuation}: {words}. Restore a host, or end a job"
+        )
+
+    def burden(host: Host) -> tuple[bool, int, int, str]:
+        return not host.reserved_spare, len(state.guests_on(host.name)), -host.memory_kb, host.name
+
+    return min(fitting, key=burden)
+
+
+def _avoided(host: Host, request: LeaseRequest) -> bool:
+    domains = {f"{kind}={name}" for kind, name in host.domains.items()}
+    return host.name in request.avoid_hosts or not domains.isdisjoint(request.avoid_domains)
 
 
 def _too_small(state: State, spare: Host, coming: list[Guest], settings: Settings) -> str:
@@ -62,8 +92,10 @@ def _too_small(state: State, spare: Host, coming: list[Guest], settings: Setting
 
 
 def give_back(state: State, lease: Lease) -> None:
-    """End a lease; places on its spare are given up."""
+    """End a lease; places on its spare are given up, unless another lease shares it."""
     state.leases.pop(lease.id, None)
+    if any(other.host == lease.host for other in state.leases.values()):
+        return
     for name in [name for name, place in state.reserved.items() if place.host == lease.host]:
         del state.reserved[name]
 

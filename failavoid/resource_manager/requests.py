@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from failavoid.shared.messages import POLICIES, RESOURCES, JobRequest
+from failavoid.shared.messages import ON_DEADLINE, POLICIES, RESOURCES, JobRequest
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import Identity
 
@@ -53,6 +53,8 @@ def check_request(request: JobRequest, caller: Identity) -> None:
         raise HTTPException(422, "public_key is not one SSH public key in one line, such as ssh-keygen writes")
     if request.policy not in POLICIES:
         raise HTTPException(422, f"policy {request.policy!r} is not known: use one of {', '.join(POLICIES)}")
+    if request.on_deadline and request.on_deadline not in ON_DEADLINE:
+        raise HTTPException(422, f"on_deadline {request.on_deadline!r} is not known: use {' or '.join(ON_DEADLINE)}")
     if request.resource not in ("", *RESOURCES):
         raise HTTPException(422, f"resource {request.resource!r} is not known: use one of {', '.join(RESOURCES)}")
     if request.expected_s is not None and not request.expected_s > 0:

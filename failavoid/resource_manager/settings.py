@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from failavoid.shared.names import check_name
+from failavoid.shared.names import check_domain, check_name
 
 
 @dataclass
@@ -19,6 +19,11 @@ class HostSettings:
     machine: str = ""  # the same for hosts that share a kernel, and so its cores
     hardware_class: str = ""
     reserved_spare: bool = False
+    domains: dict[str, str] = field(default_factory=dict)  # failure domains, e.g. {"rack": "r1", "psu": "p3"}
+
+    def __post_init__(self) -> None:
+        for kind, name in self.domains.items():
+            check_domain(f"{kind}={name}")
 
 
 @dataclass

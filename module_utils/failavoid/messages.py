@@ -16,8 +16,11 @@ T = TypeVar("T")
 
 POOLS = ("free", "allocated", "suspect", "defunct")
 MARKS = ("drained", "suspect", "retired")
-POLICIES = ("migrate", "off")
+POLICIES = ("migrate", "checkpoint", "off")  # of a job whose host is about to fail
+ON_DEADLINE = ("migrate", "cancel")  # when not all ranks stopped in time
 RESOURCES = ("guests", "hosts")
+NOTICE_KINDS = ("move", "checkpoint")
+EVACUATION_ENDS = ("RETIRED", "MOVED", "CHECKPOINTED", "CANCELLED", "FAILED")
 
 
 @dataclass
@@ -61,7 +64,10 @@ class Evidence:
 
 @dataclass
 class Alarm:
-    """A predicted failure of ``host``, which runs guests of ``job``."""
+    """A predicted failure of ``host``, which runs guests of ``job``.
+
+    With ``domain`` (``rack=r1``) all hosts of that failure domain are about to fail; ``host`` and ``job`` are empty.
+    """
 
     id: str
     time: float
@@ -71,6 +77,7 @@ class Alarm:
     metric: str
     value: float
     evidence: Evidence
+    domain: str = ""
 
 
 @dataclass
@@ -98,7 +105,7 @@ class Mark:
 
 @dataclass
 class Host:
-    """A physical node. ``numa`` maps a NUMA node's number to its cores.
+    """A physical node. ``numa`` maps NUMA nodes' numbers to cores, ``domains`` kinds of failure domain to names.
 
     ``pool`` and ``reason`` follow from the marks, the jobs and the leases: retired is defunct, a job makes it
     allocated, another mark suspect. A reserved spare takes the guests of evacuations alone.
@@ -114,6 +121,7 @@ class Host:
     marks: List[Mark] = field(default_factory=list)
     hardware_class: str = ""  # guests move between hosts of one class
     reserved_spare: bool = False
+    domains: Dict[str, str] = field(default_factory=dict)  # e.g. {"rack": "r1", "psu": "p3"}
 
 
 @dataclass
@@ -159,6 +167,7 @@ class JobRequest:
     hardware_class: str = ""  # of its hosts; empty: any one
     resource: str = ""  # of RESOURCES; empty: the site's choice, by the expected time
     expected_s: Optional[float] = None  # how long the job will run
+    on_deadline: str = ""  # of ON_DEADLINE; empty: the site's
 
 
 @dataclass
@@ -179,6 +188,24 @@ class Job:
     known_hosts: str = ""  # host keys of what the ranks run on, in the form of ssh's known_hosts
     resource: str = "guests"  # of RESOURCES
     hosts: List[str] = field(default_factory=list)  # given without guests
+
+
+@dataclass
+class LeaseRequest:
+    """Asks for a host that an evacuation's guests can move to; asked again, the same lease is renewed.
+
+    A free host is given, never one of ``avoid_hosts`` or of a failure domain (``rack=r1``) of ``avoid_domains``. With
+    ``host`` that one alone will do. Where no free host is left, one that an evacuation of ``beside`` has leased may be
+    shared; with ``pack`` it is an allocated host of the guests' job that has room for them.
+    """
+
+    evacuation: str
+    guests: List[str] = field(default_factory=list)
+    avoid_hosts: List[str] = field(default_factory=list)
+    avoid_domains: List[str] = field(default_factory=list)
+    beside: List[str] = field(default_factory=list)
+    pack: bool = False
+    host: str = ""
 
 
 @dataclass
@@ -233,30 +260,22 @@ class Assignment:
 
 
 @dataclass
-class Event:
-    """A change made through a service's API, or by the service itself: the audit log's entry."""
+class Arrival:
+    """A guest that has moved, and the guest of its job that is to reach it at ``address``; ``peer`` may be empty."""
 
-    number: int
-    time: float
-    who: str
-    what: str
-    detail: Dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Events:
-    """Events after a number, oldest first; ``last`` is the newest there is."""
-
-    events: List[Event]
-    last: int
+    guest: str
+    address: str
+    peer: str
 
 
 @dataclass
 class Notice:
-    """What the ranks of a job are told through their guest's page.
+    """What the ranks of a job are told through their guest's page, and the agents of its guests.
 
     ``epoch`` numbers the job's notices from 1; ``affected`` are the guests that will
     move; ``done`` and ``cancelled`` are the last epochs that ended either way.
+    ``kind`` is that of the epoch: with ``checkpoint`` the application is to write a checkpoint, nothing moves, and the
+    affected guests are those that are in danger. ``arrivals`` are for the agents: what to check before ranks run on.
     """
 
     job: str
@@ -265,16 +284,24 @@ class Notice:
     affected: List[str]
     done: int
     cancelled: int
+    kind: str = "move"  # of NOTICE_KINDS
+    arrivals: List[Arrival] = field(default_factory=list)
 
 
 @dataclass
 class GuestReport:
-    """A guest's agent speaks for its ranks: how many live ones are registered and stopped."""
+    """A guest's agent speaks for its ranks (how many live ones are registered), and of guests that have moved.
+
+    ``ready``: all ranks have stopped at the barrier (of a notice of kind ``checkpoint``: the checkpoint is written).
+    ``resumed``: all run again. ``root``: this guest has moved, and its root file system answers. ``reached``: the guest
+    ``about``, which has moved, can be reached from here.
+    """
 
     job: str
     epoch: int
-    state: str  # ready (all stopped at the barrier) | resumed (all run again)
+    state: str  # ready | resumed | root | reached
     ranks: int
+    about: str = ""
 
 
 @dataclass
@@ -295,6 +322,7 @@ class Migration:
     pin_verified: Optional[bool] = None
     error: str = ""
     address: str = ""  # the guest's: its tap on the destination may speak with it
+    attempt: int = 1  # of the evacuation; a guest that stayed moves in a later one
 
 
 @dataclass
@@ -308,8 +336,37 @@ class Step:
 
 
 @dataclass
+class GuestPlan:
+    """What is expected of one guest's move. ``devices`` are passed through to it and can't move."""
+
+    guest: str
+    memory_kb: int
+    seconds: float
+    dirty_bps: Optional[float] = None  # bytes it writes to its memory in a second
+    devices: List[str] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """What is best done for a job's guests on a host that is about to fail, estimated before anything is stopped."""
+
+    host: str
+    job: str
+    decision: str  # migrate | checkpoint | nothing helps | off
+    reasons: List[str]
+    needed_s: float  # for the whole evacuation once its ranks have stopped
+    lead_s: Optional[float] = None  # until the predicted failure
+    bandwidth_bps: float = 0.0  # bytes a second
+    guests: List[GuestPlan] = field(default_factory=list)
+
+
+@dataclass
 class Evacuation:
-    """All affected guests of a host leave it. States: ARCHITECTURE in docs."""
+    """All guests of a job leave a host. States: docs/evacuations.md.
+
+    ``attempt`` counts the spares that were tried; ``failed_spares`` are those that were given up, with the reason.
+    ``cancel`` is why it is to end before its guests move, from the moment on at which that was granted.
+    """
 
     id: str
     host: str
@@ -323,6 +380,53 @@ class Evacuation:
     steps: List[Step] = field(default_factory=list)
     migrations: List[Migration] = field(default_factory=list)
     error: str = ""
+    kind: str = "move"  # of NOTICE_KINDS
+    domain: str = ""  # the failure domain it was begun for, e.g. rack=r1
+    plan: Optional[Plan] = None
+    attempt: int = 1
+    failed_spares: Dict[str, str] = field(default_factory=dict)
+    cancel: str = ""
+    needs_confirmation: bool = False
+    confirmed_by: str = ""
+
+
+@dataclass
+class MoveProgress:
+    """How far a guest's move has come, in bytes, as its source's libvirt says."""
+
+    guest: str
+    processed: int
+    remaining: int
+
+
+@dataclass
+class ControllerStatus:
+    """What the controller may do: ``mode`` act, recommend or observe; ``stopped`` while new evacuations are stopped."""
+
+    mode: str
+    stopped: bool = False
+    stopped_by: str = ""
+    reason: str = ""
+    since: Optional[float] = None
+
+
+@dataclass
+class Event:
+    """Something that happened at a service, or was done through it: ``number`` gives the order in its audit log."""
+
+    number: int
+    time: float
+    who: str
+    what: str
+    detail: Dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Events:
+    """Events after a number, oldest first; ``last`` is the number to ask after next."""
+
+    events: List[Event]
+    last: int
 
 
 @dataclass

@@ -14,12 +14,14 @@ import time
 
 import pytest
 import uvicorn
+from evacuation_world import World
 from resource_manager_site import PATIENCE_S, SECRET, SERVICE, Site
 
-from failavoid.cli import completion, mpi, tables
+from failavoid.cli import completion, evacuations, mpi, tables
 from failavoid.cli.run import RunRequest, hosts_for, kilobytes, seconds, user_key
 from failavoid.cli.settings import CliError, CliSettings, load
-from failavoid.shared.messages import Alarm, Evacuation, Evidence, Job, JobRequest, Migration, Step, to_dict
+from failavoid.controller.api import build_app
+from failavoid.shared.messages import Alarm, Evacuation, Event, Evidence, Job, JobRequest, Migration, Step, to_dict
 from failavoid.shared.tokens import mint, verify
 
 NOBODY = pwd.getpwnam("nobody")
@@ -611,3 +613,109 @@ def test_two_runs_at_once_make_one_key(tmp_path):
 
 def test_the_service_role_is_not_needed_for_looking(site, environment):
     assert failavoid({**environment, "FAILAVOID_TOKEN": SERVICE["Authorization"].split()[1]}, "guests")[0] == 0
+
+
+# -- evacuations -------------------------------------------------------------------------------------------------
+
+STOPPED = {"mode": "act", "stopped": True, "stopped_by": "ada", "reason": "storm", "since": 100.0}
+ALLOWED = {"mode": "act", "stopped": False, "stopped_by": "", "reason": "", "since": None}
+
+
+def test_that_new_evacuations_are_stopped_or_wait_for_a_person_is_said_loudly():
+    assert evacuations.switch(STOPPED).startswith("NEW EVACUATIONS ARE STOPPED by ada since ")
+    assert "storm" in evacuations.switch(STOPPED)
+    assert "failavoid confirm ID" in evacuations.switch({**ALLOWED, "mode": "recommend"})
+    assert "only recorded" in evacuations.switch({**ALLOWED, "mode": "observe"})
+    assert evacuations.switch(ALLOWED) == ""
+
+
+def event(what, **detail):
+    return to_dict(Event(7, 100.0, "ada", what, detail))
+
+
+@pytest.mark.parametrize(
+    ("happened", "words"),
+    [
+        (event("step", evacuation="e-1", step="leased", mark="done", words="host5"), "e-1: leased done: host5"),
+        (event("step", evacuation="e-1", step="leased", mark="begun", words=""), "e-1: leased begun"),
+        (
+            event("request", act="evacuate", subject="rack=r1", reason="fan", outcome="e-1, e-2"),
+            "evacuate rack=r1: fan -> e-1, e-2",
+        ),
+        (event("request", act="stop evacuations", subject="", reason="", outcome=""), "stop evacuations"),
+        (event("alarm", alarm="a-1", host="host1", job="job-1", outcome="e-1"), "alarm a-1 of host1, job job-1: e-1"),
+        (event("alarm", alarm="a-1", domain="rack=r1", outcome="observed"), "alarm a-1 of rack=r1: observed"),
+        (
+            event("withdrawal", alarm="a-1", reason="well", outcome="e-1 cancelled"),
+            "alarm a-1 withdrawn: well -> e-1 cancelled",
+        ),
+    ],
+)
+def test_events_are_a_line_each(happened, words):
+    assert evacuations.line(happened).startswith("     7 ")
+    assert evacuations.line(happened).endswith(f" ada          {words}")
+
+
+@pytest.fixture
+def controlled(tmp_path, environment):
+    """A controller that answers on a port, and the environment to reach it in."""
+    world = World(tmp_path / "controller", mode="recommend")
+    world.around.cluster.refresh()
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(build_app(world.controller, SECRET), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    port = listening.getsockname()[1]
+    yield world, {**environment, "FAILAVOID_CONTROLLER_URL": f"http://127.0.0.1:{port}"}
+    world.alive.clear()
+    server.should_exit = True
+    thread.join()
+
+
+def test_an_evacuation_is_planned_confirmed_followed_and_told(controlled):
+    world, environment = controlled
+    status, out, err = failavoid(environment, "plan", "host1")
+    assert status == 0, err
+    assert "migrate" in out
+    assert json.loads(failavoid(environment, "plan", "host1", "--json")[1])[0]["decision"] == "migrate"
+    evacuation = world.until_state(world.alarm(), "LEASED")
+    assert "MODE RECOMMEND" in failavoid(environment, "status")[1]
+    assert f"failavoid confirm {evacuation.id}" in failavoid(environment, "show", evacuation.id)[1]
+    world.ranks_behave()
+    assert failavoid(environment, "confirm", evacuation.id)[0] == 0
+    world.until_state(evacuation, "RETIRED")
+    assert "RETIRED" in failavoid(environment, "evacuations")[1]
+    assert failavoid(environment, "cancel", evacuation.id)[0] == 3
+    lines = failavoid(environment, "events")[1].splitlines()
+    assert any(f"confirm {evacuation.id}" in line for line in lines)
+    assert any(f"{evacuation.id}: retired done" in line for line in lines)
+    after = json.loads(failavoid(environment, "events", "--json")[1].splitlines()[-1])["number"]
+    assert failavoid(environment, "events", "--after", str(after))[1] == ""
+
+
+def test_new_evacuations_are_stopped_and_allowed_again(controlled):
+    world, environment = controlled
+    assert failavoid(environment, "stop-evacuations", "--reason", "storm")[0] == 0
+    assert "NEW EVACUATIONS ARE STOPPED by root" in failavoid(environment, "status")[1]
+    status, _, err = failavoid(environment, "evacuate", "host1")
+    assert (status, "storm" in err) == (3, True)
+    assert failavoid(environment, "allow-evacuations")[0] == 0
+    assert failavoid(environment, "evacuate", "host1")[1].strip() == world.controller.evacuations()[0].id
+
+
+def test_guests_that_move_are_shown_with_bars_until_the_evacuation_has_ended(monkeypatch, capsys):
+    states = iter(["MIGRATING", "VERIFIED", "RETIRED"])
+
+    def answer(_service, _method, path):
+        if path.endswith("/progress"):
+            return [{"guest": "g0003", "processed": 2**20, "remaining": 3 * 2**20}]
+        return {"id": "e-1", "state": next(states)}
+
+    monkeypatch.setattr(evacuations, "call", answer)
+    monkeypatch.setattr(evacuations, "LOOK_S", 0.0)
+    monkeypatch.setattr(evacuations.sys.stdout, "isatty", lambda: True)
+    evacuations.follow_moves({"id": "e-1", "state": "GATHERED"})
+    shown = capsys.readouterr().out
+    assert "g0003" in shown
+    assert "RETIRED" in shown
+    assert "1.0/4.2 MB" in shown

@@ -52,6 +52,16 @@ def test_a_notice_is_written_on_its_job_s_page(agent, tmp_path):
     assert page.read() == (5, 2, ("g1", "g2"), 1, 0)
 
 
+def test_what_a_notice_asks_about_arrivals_is_reported(agent, monkeypatch):
+    said, came = [], threading.Event()
+    monkeypatch.setattr(ranks, "call", lambda *words, **_: (said.append(words), came.set()))
+    agent._take(notice(epoch=1, affected=["g1"], arrivals=[{"guest": "g1", "address": "10.0.0.1", "peer": "g2"}]))
+    assert came.wait(20)
+    method, url, _, report = said[0]
+    assert (method, url) == ("POST", "http://127.0.0.1:1/guests/g1/report")
+    assert (report["state"], report["epoch"]) == ("root", 1)
+
+
 @pytest.mark.parametrize(
     "bad", [{"job": "../../etc"}, {"epoch": "one"}, {"unknown": 1}, {"affected": "g1"}, {"epoch": -1}]
 )

@@ -239,7 +239,7 @@ def test_an_ended_job_stays_as_it_ended(site):
         ({"name": "{{ x }}"}, 422, "not allowed"),
         ({"public_key": "ssh-ed25519 AAAA {{lookup('pipe','id')}}"}, 422, "SSH public key"),
         ({"public_key": KEY + "\n" + KEY}, 422, "SSH public key"),
-        ({"policy": "maybe"}, 422, "migrate, off"),
+        ({"policy": "maybe"}, 422, "migrate, checkpoint, off"),
         ({"hosts": 0}, 422, "hosts is 0"),
         ({"every": 0}, 422, "every is 0"),
         ({"guest_memory_kb": 1024}, 422, "128 MiB or more"),
