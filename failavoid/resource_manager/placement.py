@@ -58,7 +58,7 @@ def choose_hosts(state: State, request: JobRequest, settings: Settings, resource
         return min(found, load.guests)
 
     def evicted(host: Host) -> int:
-        return len(state.guests_on(host.name)) - usable(host)
+        return sum(guest.state != "lost" for guest in state.guests_on(host.name)) - usable(host)
 
     best: tuple[int, list[Host]] | None = None
     troubles = []
