@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 Document = dict[str, Any]
 
 _LONGEST_POLL_S = 60.0
-_LONGEST_BEAT_S = 4.0  # of a job's silence: the poll by which a client is heard must end well before
+_BEATS = 4  # so many polls of a client end within the time after which its job is ended
 
 
 def make_api(manager: Manager) -> FastAPI:
@@ -108,7 +108,7 @@ def _add_jobs(app: FastAPI, manager: Manager) -> None:
     @app.post("/jobs/{ident}/alive")
     async def alive(ident: str, body: Document = Body(), caller: Identity = require("user", "operator")) -> Document:
         known, timeout = body.get("state"), number(body, "timeout", 0.0)
-        end = time.monotonic() + min(timeout, manager.settings.silence_s / _LONGEST_BEAT_S)
+        end = time.monotonic() + min(timeout, manager.settings.silence_s / _BEATS)
         while True:
             version = store.changes.version
             job = job_of(ident, caller)

@@ -43,7 +43,7 @@ def choose_hosts(state: State, request: JobRequest, settings: Settings, resource
     load = Load.of(request, resource)
     leased = state.leased()
     free = [host for host in state.hosts.values() if host.pool == "free" and host.name not in leased]
-    fitting = [host for host in free if not _objection(host, load, settings)]
+    fitting = [host for host in free if not _is_too_small(host, load, settings)]
     classes = sorted({host.hardware_class for host in fitting} | {host.hardware_class for host in state.hosts.values()})
     if request.hardware_class:
         if request.hardware_class not in classes:
@@ -58,7 +58,7 @@ def choose_hosts(state: State, request: JobRequest, settings: Settings, resource
         return min(found, load.guests)
 
     def evicted(host: Host) -> int:
-        return len(state.guests_on(host.name)) - usable(host)
+        return sum(guest.state != "lost" for guest in state.guests_on(host.name)) - usable(host)
 
     best: tuple[int, list[Host]] | None = None
     troubles = []
@@ -165,7 +165,7 @@ def _held_cores(state: State, host: str, but: str) -> Counter[int]:
     return held
 
 
-def _objection(host: Host, load: Load, settings: Settings) -> bool:
+def _is_too_small(host: Host, load: Load, settings: Settings) -> bool:
     """Whether a host is too small for a load of its own: guests that no job uses make room for it."""
     cores = [len(cores) // load.vcpus for cores in host.numa.values()]
     enough = any(cores) if settings.share_cores else sum(cores) >= load.guests

@@ -102,13 +102,16 @@ class Sequences(RuleBasedStateMachine):
     def live(self):
         return [job.id for job in self.picture().jobs if job.state not in ENDED]
 
+    def marked(self):
+        return sorted(host.name for host in self.picture().hosts if host.marks)
+
     # -- jobs ------------------------------------------------------------------------------------------------------
 
     @rule(
         user=st.sampled_from(sorted(USERS)),
-        hosts=st.integers(1, 3),
-        per_host=st.integers(1, 3),
-        vcpus=st.integers(1, 2),
+        hosts=st.sampled_from([1, 1, 2, 3]),
+        per_host=st.sampled_from([1, 2, 3]),
+        vcpus=st.sampled_from([1, 1, 2]),
         memory=st.sampled_from([262144, 393216]),
         resource=st.sampled_from(["", "", "hosts"]),
         trouble=st.sampled_from(["", "", "", "fails", "killed"]),
@@ -175,27 +178,36 @@ class Sequences(RuleBasedStateMachine):
 
     # -- evacuations -----------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.live())
-    @rule(data=st.data(), named=st.booleans())
-    def lease(self, data, named):
-        here = sorted({guest.host for guest in self.guests().values() if guest.job and guest.state != "lost"})
-        host = data.draw(st.sampled_from(here)) if here else HOSTS[0]
+    def hosts_in_use(self):
+        return sorted({guest.host for guest in self.guests().values() if guest.job and guest.state != "lost"})
+
+    @precondition(lambda self: self.hosts_in_use())
+    @rule(data=st.data(), named=st.booleans(), moves=st.booleans())
+    def evacuate(self, data, named, moves):
+        host = data.draw(st.sampled_from(self.hosts_in_use()))
         guests = [g.name for g in self.guests().values() if g.host == host and g.job and g.state != "lost"]
         self.number += 1
         lease = self.ask("/leases", {"evacuation": f"e-{self.number}", **({"guests": guests} if named else {})})
-        if lease:
-            placed = self.ask("/placements", {"guests": guests, "host": lease["host"]})
-            assert placed is not None or not named, "a spare was leased that has no room for the guests that come"
-            self.evacuations[lease["id"]] = lease["host"], placed
+        if lease is None:
+            return
+        placed = self.ask("/placements", {"guests": guests, "host": lease["host"]})
+        assert placed is not None or not named, "a spare was leased that has no room for the guests that come"
+        self.evacuations[lease["id"]] = lease["host"], placed
+        if moves:
+            self.commit(lease["id"])
 
     @precondition(lambda self: self.evacuations)
     @rule(data=st.data())
-    def commit(self, data):
-        lease = data.draw(st.sampled_from(sorted(self.evacuations)))
+    def go_on(self, data):
+        self.commit(data.draw(st.sampled_from(sorted(self.evacuations))))
+
+    def commit(self, lease):
+        """The guests move, unless there is nowhere to go or one has gone meanwhile."""
         host, placements = self.evacuations[lease]
         guests = self.guests()
         if not placements or any(placed["guest"] not in guests for placed in placements):
-            return self.give_back(lease)
+            self.give_back(lease)
+            return
         for placed in placements:
             guest = guests[placed["guest"]]
             domain = self.site.running[self.site.address(guest.host)].pop(guest.uuid, None)
@@ -221,21 +233,28 @@ class Sequences(RuleBasedStateMachine):
 
     # -- hosts -----------------------------------------------------------------------------------------------------
 
+    # few, or the jobs would have nowhere to go
+    @precondition(lambda self: len(self.marked()) < 2)
     @rule(host=names)
     def drain(self, host):
         assert self.ask(f"/hosts/{host}/drain", {"reason": "by a person"}, OPERATOR)
         self.drained.add(host)
 
+    @precondition(lambda self: len(self.marked()) < 2)
     @rule(host=names, act=st.sampled_from(["suspect", "retire"]), headers=st.sampled_from([SERVICE, OPERATOR]))
     def mark(self, host, act, headers):
         self.ask(f"/hosts/{host}/{act}", {"reason": "words"}, headers)
 
-    @rule(host=names, headers=st.sampled_from([SERVICE, OPERATOR]))
-    def trust(self, host, headers):
+    @precondition(lambda self: self.marked())
+    @rule(data=st.data(), headers=st.sampled_from([SERVICE, OPERATOR]))
+    def trust(self, data, headers):
+        host = data.draw(st.sampled_from(self.marked()))
         self.ask(f"/hosts/{host}/suspect", None, headers, "DELETE")
 
-    @rule(host=names, sound=st.booleans())
-    def restore(self, host, sound):
+    @precondition(lambda self: self.marked())
+    @rule(data=st.data(), sound=st.sampled_from([True, True, True, False]))
+    def restore(self, data, sound):
+        host = data.draw(st.sampled_from(self.marked()))
         self.site.fail["restore.yml"] = "" if sound else "it smokes"
         leases = [lease for lease, told in self.evacuations.items() if told[0] == host]
         if self.ask(f"/hosts/{host}/restore", None, OPERATOR) is not None:
