@@ -33,6 +33,10 @@ class Fleet:
         found = (run for run in self.open() if run.evacuation.host == host and job in (None, run.evacuation.job))
         return next(found, None)
 
+    def others_on(self, evacuation: Evacuation) -> bool:
+        """Whether another open evacuation leaves the same host."""
+        return any(run.evacuation.host == evacuation.host for run in self.open() if run.evacuation is not evacuation)
+
     # -- spares ----------------------------------------------------------------------------------------------
 
     def failing_hosts(self) -> set[str]:

@@ -67,9 +67,18 @@ class ResourceManager:
         """Say that the guests now run where they were placed; the spare becomes allocated."""
         self._call("POST", f"/leases/{lease}/commit", {"placements": [to_dict(one) for one in placements]})
 
-    def retire(self, host: str, reason: str) -> None:
+    def suspect(self, host: str, reason: str, evacuation: str, job: str) -> None:
+        """Have a host get no new work while it may be failing; the site's own commands for alarms are run."""
+        self._call("POST", f"/hosts/{host}/suspect", {"reason": reason, "evacuation": evacuation, "job": job})
+
+    def trust(self, host: str) -> None:
+        """Take that back."""
+        self._call("DELETE", f"/hosts/{host}/suspect")
+
+    def retire(self, host: str, reason: str, evacuation: str = "", job: str = "") -> None:
         """Move a host to the pool defunct."""
-        self._call("POST", f"/hosts/{host}/retire", {"reason": reason}, timeout=30)
+        body = {"reason": reason, "evacuation": evacuation, "job": job}
+        self._call("POST", f"/hosts/{host}/retire", body, timeout=30)
 
     def _call(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> Any:
         limit = httpx.USE_CLIENT_DEFAULT if timeout is None else httpx.Timeout(timeout, connect=2.0)

@@ -118,6 +118,8 @@ class Way:
         with around.changed:
             evacuation.plan = plan
             evacuation.kind = CHECKPOINT if plan.decision == CHECKPOINT else "move"
+        if plan.decision != OFF:
+            self._suspect()
         self._steps.done("planned", None, words)
         if plan.decision == OFF:
             raise CancelledEvacuation(words)
@@ -125,6 +127,18 @@ class Way:
             log.error("%s: NOTHING HELPS the guests on %s: %s", evacuation.id, evacuation.host, words)
             if around.policy.on_short_lead == "cancel":
                 raise CancelledEvacuation(words)
+
+    def _suspect(self) -> None:
+        """Have the host get no new work; an evacuation goes on without that too."""
+        evacuation, suspect = self._evacuation, self._around.manager.suspect
+        self._steps.begin("suspected")
+        heard = self._try(
+            f"have {evacuation.host} suspected",
+            lambda: self._spare.insist(
+                lambda: suspect(evacuation.host, self._cause(), evacuation.id, evacuation.job), attempts=1
+            ),
+        )
+        self._steps.done("suspected", None, "" if heard else "the resource manager did not answer")
 
     def _no_spare(self, guests: list[str], refusal: str) -> Exception:
         """Return what follows from there being no spare; say it loudly."""
@@ -351,6 +365,9 @@ class Way:
             self._move.end(end, self._around.clock.wait)
         if self._holds_lease():
             self._spare.give_back(end)
+        if self._steps.begun("suspected") and not self._fleet.others_on(evacuation):
+            trust = self._around.manager.trust
+            self._try(f"trust {evacuation.host} again", lambda: self._spare.insist(lambda: trust(evacuation.host), _TRIES))
         log.warning("%s: cancelled: %s", evacuation.id, evacuation.error)
         self._steps.done("cancelled", "CANCELLED")
 
@@ -479,7 +496,8 @@ class Way:
         evacuation = self._evacuation
         self._steps.begin("retired")
         try:
-            self._spare.insist(lambda: self._around.manager.retire(evacuation.host, self._retire_reason()))
+            retire = self._around.manager.retire
+            self._spare.insist(lambda: retire(evacuation.host, self._cause(), evacuation.id, evacuation.job))
         except ManagerError as refusal:
             raise FailedEvacuation(str(refusal)) from refusal
         self._steps.done("retired", state)
@@ -503,7 +521,8 @@ class Way:
         """Whether a spare was asked for in this attempt."""
         return self._evacuation.lease is not None or self._steps.begun("leased")
 
-    def _retire_reason(self) -> str:
+    def _cause(self) -> str:
+        """Return why the host is left, as the resource manager keeps it."""
         alarm = self._evacuation.alarm
         return f"evacuated as {self._evacuation.id}: " + (
             f"rule {alarm.rule}, {alarm.metric} {alarm.value:.2f}" if alarm else self._evacuation.reason

@@ -42,9 +42,7 @@ def _choose(state: State, request: LeaseRequest, settings: Settings) -> Host:
     if not fitting:
         beside = {lease.host for lease in state.leases.values() if lease.evacuation in request.beside}
         fitting = [
-            host
-            for host in allowed
-            if host.name in beside and not placement.objection(state, host, coming, settings)
+            host for host in allowed if host.name in beside and not placement.objection(state, host, coming, settings)
         ]
     if not fitting and request.pack:
         jobs = {guest.job for guest in coming if guest.job}

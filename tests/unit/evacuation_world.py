@@ -62,7 +62,7 @@ class FakeManager:
         job = Job("job-1", JobRequest("u", 1000, 1000, "ssh-ed25519 A", 3, 2), "running", [g.name for g in guests])
         self.membership = Membership(1, hosts, guests, [job])
         self.lock = threading.RLock()
-        self.leases, self.commits, self.retired, self.given_back = {}, [], {}, []
+        self.leases, self.commits, self.retired, self.given_back, self.suspected = {}, [], {}, [], set()
         self.lose_answer, self.given_out, self.renewals, self.lease_s = False, 0, 0, 300.0
         self.down, self.refuse, self.spares = False, set(), ["host4", "host5"]
         self.requests, self.room = [], []  # what was asked for; hosts of the job that take more guests
@@ -94,6 +94,9 @@ class FakeManager:
             return httpx.Response(
                 200, json=[to_dict(Placement(g, body["host"], [i], 0)) for i, g in enumerate(body["guests"])]
             )
+        if path.endswith("/suspect"):
+            (self.suspected.discard if method == "DELETE" else self.suspected.add)(path.split("/")[2])
+            return httpx.Response(200, json={})
         if method == "DELETE":
             return self.give_back(path.split("/")[-1])
         if path.endswith("/commit"):

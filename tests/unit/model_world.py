@@ -198,7 +198,7 @@ class PlayedManager:
 
     def __init__(self, world):
         self.world, self.version, self.number, self.silent = world, 1, 0, False
-        self.leases, self.places, self.unheard = {}, {}, 0
+        self.leases, self.places, self.suspected, self.unheard = {}, {}, set(), 0
         racks = {"host1": "r1", "host2": "r1", "host3": "r2", "host4": "r1", "host5": "r2", "host6": "r3"}
         self.hosts = {
             name: Host(name, name, "allocated" if name < "host4" else "free", 1, domains={"rack": rack})
@@ -313,7 +313,15 @@ class PlayedManager:
             self._end(held)
             self.version += 1
 
-    def retire(self, host, reason):
+    def suspect(self, host, reason, evacuation, job):
+        with self._call():
+            self.suspected.add(host)
+
+    def trust(self, host):
+        with self._call():
+            self.suspected.discard(host)
+
+    def retire(self, host, reason, evacuation="", job=""):
         with self._call():
             if any(guest.host == host and guest.job for guest in self.guests.values()):
                 raise ManagerError(409, "it still has guests of jobs")

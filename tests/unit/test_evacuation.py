@@ -210,9 +210,15 @@ def cancelled_cleanly(world, evacuation, spares_tried=1):
     assert world.manager.spares == ["host4", "host5"]
     assert world.manager.commits == []
     assert world.manager.retired == {}
+    assert world.manager.suspected == set()
     assert world.where["guest1"] == {"host1": RUNNING}
     run = world.controller.run(evacuation.id)
     return run.gate(1).cancelled and not run.gate(1).open
+
+
+def test_the_host_gets_no_new_work_while_it_is_left(world):
+    world.until_state(world.alarm(), "NOTICED")
+    assert world.manager.suspected == {"host1"}
 
 
 def test_cancelled_while_ranks_gather_everything_is_as_before(world):
