@@ -16,10 +16,11 @@ class Settings:
     """What one agent needs to know.
 
     ``monitor`` is the (address, port) samples go to, ``controller`` the base URL that a
-    guest's agent asks for notices, ``metrics`` the names to send (all if None).
+    guest's agent asks for notices, ``metrics`` the names to send (all if None), ``job_user`` the user
+    and the group (numbers) of the job's ranks in a guest: nobody else can touch what they share with the agent.
     """
 
-    __slots__ = ("controller", "interval_s", "kind", "metrics", "monitor", "node", "token")
+    __slots__ = ("controller", "interval_s", "job_user", "kind", "metrics", "monitor", "node", "token")
 
     def __init__(
         self,
@@ -30,6 +31,7 @@ class Settings:
         controller: str = "",
         interval_s: float = 1.0,
         metrics: frozenset[str] | None = None,
+        job_user: tuple[int, int] | None = None,
     ) -> None:
         self.node = node
         self.kind = kind
@@ -38,6 +40,7 @@ class Settings:
         self.controller = controller
         self.interval_s = interval_s
         self.metrics = metrics
+        self.job_user = job_user
 
 
 def load(path: str) -> Settings:
@@ -73,7 +76,16 @@ def load(path: str) -> Settings:
         controller=str(data.get("controller") or ""),
         interval_s=_interval(path, data.get("interval_s"), kind),
         metrics=None if metrics is None else frozenset(metrics),
+        job_user=_job_user(path, data.get("job_user")),
     )
+
+
+def _job_user(path: str, value: object) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if isinstance(value, list) and len(value) == 2 and all(type(number) is int and number > 0 for number in value):
+        return value[0], value[1]
+    raise SettingsError(f"{path}: setting 'job_user' is {value!r}; give the numbers of the user and of the group")
 
 
 def _address(path: str, text: str) -> tuple[str, int]:

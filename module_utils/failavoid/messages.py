@@ -183,6 +183,8 @@ class Notice:
 
     ``epoch`` numbers the job's notices from 1; ``affected`` are the guests that will
     move; ``done`` and ``cancelled`` are the last epochs that ended either way.
+    ``kind`` is that of the epoch: with ``checkpoint`` nothing moves, and the affected guests are those in danger.
+    ``source`` and ``destination`` are the host that is left and the new one, for the line in the job's output.
     """
 
     job: str
@@ -191,11 +193,17 @@ class Notice:
     affected: List[str]
     done: int
     cancelled: int
+    kind: str = "move"  # move | checkpoint
+    source: str = ""
+    destination: str = ""
 
 
 @dataclass
 class GuestReport:
-    """A guest's agent speaks for its ranks: how many live ones are registered and stopped."""
+    """A guest's agent speaks for its ranks: how many live ones are registered and stopped.
+
+    In an epoch of kind ``checkpoint`` they are ready when each has written its checkpoint.
+    """
 
     job: str
     epoch: int
