@@ -132,6 +132,33 @@ def message(folder, at):
         WORLD.Recv(bytearray(64), WORLD.size - 1, int(at))
 
 
+def asking(folder):
+    """No barriers but where the wrapper says so."""
+    from failavoid.mpi import should_migrate
+
+    counter = Counter(folder)
+    while go_on(folder):
+        if should_migrate():
+            WORLD.Barrier()
+        counter.left()
+
+
+def callbacks(folder):
+    """The application is told before and after a stop, and communicates then."""
+    from failavoid.mpi import set_callbacks
+
+    def note(what):
+        def told(word):
+            WORLD.Barrier()  # mpi4py's own
+            WORLD.allreduce(WORLD.rank)
+            (Path(folder) / f"{what}-{word}-{WORLD.rank}-told").touch()
+
+        return told
+
+    set_callbacks(note("before"), note("after"))
+    loop(folder)
+
+
 def imported_late(folder):
     """The wrapper is imported by the program itself, after mpi4py."""
     import failavoid.mpi  # noqa: F401
