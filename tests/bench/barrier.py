@@ -2,7 +2,7 @@
 
 Every variant is a job of its own, so that the plain ones run without a trace of the wrapper. The jobs of one size take
 turns, in a shuffled order in each round, and sleep outside MPI meanwhile. A ratio is the median over the rounds of the
-ratio to the plain barrier in the same round (mpi4py's own, for the variants in Python), with a bootstrap interval of 95 %.
+ratio to the plain barrier in the same round (mpi4py's own, for those in Python), with a bootstrap interval (95 %).
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ Each rank writes the number of barriers it has left to FOLDER/RANK, so that the 
 asking MPI, who runs and who waits. FOLDER/stop ends a loop: rank 0 decides, all hear of it.
 """
 
+import array
 import os
 import struct
 import sys
@@ -31,7 +32,9 @@ class Counter:
 
 def go_on(folder):
     time.sleep(0.002)
-    return WORLD.bcast(not (Path(folder) / "stop").exists() if WORLD.rank == 0 else None)
+    word = array.array("i", [WORLD.rank == 0 and (Path(folder) / "stop").exists()])
+    WORLD.Bcast((word, MPI.INT))  # as in programs.c: both may be of one job
+    return not word[0]
 
 
 def loop(folder, comm=WORLD):

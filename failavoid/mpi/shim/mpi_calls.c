@@ -4,6 +4,7 @@
 #include "mpi_calls.h"
 
 #include <dlfcn.h>
+#include <link.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -51,15 +52,29 @@ static void *find_object(const char *name)
     return object ? object : dlsym(library, name);
 }
 
+/* Take an object of this process, or what it is linked to, if MPI is there. */
+static int try_object(const char *name)
+{
+    void *object = name && *name ? dlopen(name, RTLD_LAZY | RTLD_NOLOAD) : NULL;
+    if (!object || !dlsym(object, "PMPI_Barrier"))
+        return 0;
+    library = object;
+    return 1;
+}
+
+static int try_loaded(struct dl_phdr_info *info, size_t size, void *nothing)
+{
+    (void)size, (void)nothing;
+    return try_object(info->dlpi_name);
+}
+
 static void find_calls(void *caller)
 {
-    /* First in what the caller is linked to: Python loads MPI out of everyone else's sight (RTLD_LOCAL). */
+    /* First in what the caller is linked to: Python loads MPI out of everyone else's sight (RTLD_LOCAL). Last anywhere: when
+     * Python itself calls (ctypes), the caller knows no MPI. */
     Dl_info where;
-    if (dladdr(caller, &where)) {
-        void *object = dlopen(where.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
-        if (object && dlsym(object, "PMPI_Barrier"))
-            library = object;
-    }
+    if (!(dladdr(caller, &where) && try_object(where.dli_fname)) && !dlsym(RTLD_NEXT, "PMPI_Barrier"))
+        dl_iterate_phdr(try_loaded, NULL);
 #define TAKE(name, arguments)                                                                                      \
     if (!(*(void **)&found.name = dlsym(library, "PMPI_" #name))) {                                                \
         fprintf(stderr, "failavoid: no PMPI_" #name " in this process: preload libfailavoid-mpi.so only for ranks" \
