@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from failavoid.shared.page import Page
-from tests.mpi.installations import EVERY, OVER_TCP
+from tests.mpi.installations import EVERY, OPENMPI5, OVER_TCP, Flavour
 from tests.mpi.site import JOB, Site, bytes_received, wait_for
 
 GUESTS = ("g1", "g1", "g2", "g3")  # of ranks 0 to 3
@@ -235,6 +235,10 @@ def is_dead(process: Path) -> bool:
     return state == "Z" and len(list((process / "task").iterdir())) == 1
 
 
+# MPICH's launcher has a second process that ends the other ranks at once
+@pytest.mark.parametrize(
+    "flavour", [Flavour(OPENMPI5, "python"), Flavour(OPENMPI5, "c")], ids=lambda flavour: flavour.name
+)
 def test_a_rank_that_crashed_leaves_nothing_behind_that_counts(site):
     job = site.start(("g1", "g1", "g2"), "loop")
     job.wait_for_barriers(5)
