@@ -26,7 +26,9 @@ def run(settings: Settings, identity: str = IDENTITY) -> None:
     answer = _insist("GET", f"{url}/assignment?timeout={POLL_S:g}", settings.token, None)
     trouble = ""
     try:
-        _apply(to_dict(from_dict(Assignment, answer)), identity)
+        assignment = to_dict(from_dict(Assignment, answer))
+        _apply(assignment, identity)
+        settings.job_user = (int(assignment["user"]["uid"]), int(assignment["user"]["gid"]))
     except Exception as error:  # whatever it was, another guest must take this one's place
         trouble = f"{type(error).__name__}: {error}"
         _say(f"the guest could not take its user: {trouble}")

@@ -19,7 +19,7 @@ from failavoid.agent.settings import Settings
 from failavoid.shared.http import ApiError, call
 from failavoid.shared.messages import GuestReport, Notice, from_dict, to_dict
 from failavoid.shared.names import check_name
-from failavoid.shared.page import RUN_DIR, PageError, PageWriter, Posted, job_folder, live_slots
+from failavoid.shared.page import KINDS, RUN_DIR, PageError, PageWriter, Posted, job_folder, live_slots
 
 POLL_S = 25.0  # the controller answers at the latest after that
 LOOK_S = 0.05  # at the slots, while an evacuation is open
@@ -42,6 +42,7 @@ class Ranks:
 
     def __init__(self, settings: Settings, run_dir: str) -> None:
         self._guest = settings.node
+        self._settings = settings  # a warm guest gets its user while the agent runs
         self._url = f"{settings.controller.rstrip('/')}/guests/{settings.node}"
         self._token = settings.token
         self._run_dir = run_dir
@@ -82,11 +83,23 @@ class Ranks:
         check_name("job", notice.job)
         if min(notice.serial, notice.epoch, notice.done, notice.cancelled) < 0:
             raise ValueError(f"a notice with a negative number: {answer}")
+        if notice.kind not in KINDS:
+            raise ValueError(f"a notice of kind {notice.kind!r}; known are {', '.join(KINDS)}: deploy the agent again")
+        posted = Posted(
+            notice.serial,
+            notice.epoch,
+            tuple(notice.affected),
+            notice.done,
+            notice.cancelled,
+            notice.kind,
+            notice.source,
+            notice.destination,
+        )
         with self._changed:
             if notice.job != self._job or self._page is None:
-                self._page = PageWriter(job_folder(notice.job, self._run_dir))
+                self._page = PageWriter(job_folder(notice.job, self._run_dir), self._settings.job_user)
                 self._job, self._reported = notice.job, {}
-            self._page.post(notice.serial, notice.epoch, notice.affected, notice.done, notice.cancelled)
+            self._page.post(posted)
             self._changed.notify()
         self._arrivals.take(notice)
         self._clean(keep=notice.job)
@@ -159,11 +172,14 @@ class Ranks:
     def _due(self, job: str, posted: Posted, folder: str) -> GuestReport | None:
         """Return the report that is due now, if one is."""
         slots = live_slots(folder)
-        stopped = sum(slot.stopped == posted.epoch for slot in slots)
+        if posted.kind == "checkpoint":
+            ready = sum(slot.checkpointed == posted.epoch for slot in slots)
+        else:
+            ready = sum(slot.stopped == posted.epoch for slot in slots)
         if posted.open:
-            if slots and stopped == len(slots):
+            if slots and ready == len(slots):
                 return GuestReport(job, posted.epoch, "ready", len(slots))
-        elif not stopped:
+        elif not any(slot.stopped == posted.epoch for slot in slots):
             return GuestReport(job, posted.epoch, "resumed", len(slots))
         return None
 

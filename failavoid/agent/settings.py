@@ -17,10 +17,21 @@ class Settings:
 
     ``monitor`` is the (address, port) samples go to, ``controller`` the base URL that a
     guest's agent asks for notices, ``resource_manager`` the one that a warm guest's asks for
-    its user, ``metrics`` the names to send (all if None).
+    its user, ``metrics`` the names to send (all if None), ``job_user`` the user and the group
+    (numbers) of the job's ranks in a guest: nobody else can touch what they share with the agent.
     """
 
-    __slots__ = ("controller", "interval_s", "kind", "metrics", "monitor", "node", "resource_manager", "token")
+    __slots__ = (
+        "controller",
+        "interval_s",
+        "job_user",
+        "kind",
+        "metrics",
+        "monitor",
+        "node",
+        "resource_manager",
+        "token",
+    )
 
     def __init__(
         self,
@@ -32,6 +43,7 @@ class Settings:
         interval_s: float = 1.0,
         metrics: frozenset[str] | None = None,
         resource_manager: str = "",
+        job_user: tuple[int, int] | None = None,
     ) -> None:
         self.node = node
         self.kind = kind
@@ -41,6 +53,7 @@ class Settings:
         self.interval_s = interval_s
         self.metrics = metrics
         self.resource_manager = resource_manager
+        self.job_user = job_user
 
 
 def load(path: str) -> Settings:
@@ -77,7 +90,16 @@ def load(path: str) -> Settings:
         interval_s=_interval(path, data.get("interval_s"), kind),
         metrics=None if metrics is None else frozenset(metrics),
         resource_manager=str(data.get("resource_manager") or ""),
+        job_user=_job_user(path, data.get("job_user")),
     )
+
+
+def _job_user(path: str, value: object) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if isinstance(value, list) and len(value) == 2 and all(type(number) is int and number > 0 for number in value):
+        return value[0], value[1]
+    raise SettingsError(f"{path}: setting 'job_user' is {value!r}; give the numbers of the user and of the group")
 
 
 def _address(path: str, text: str) -> tuple[str, int]:

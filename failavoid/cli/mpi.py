@@ -10,6 +10,7 @@ from failavoid.cli.settings import CliError, CliSettings
 from failavoid.shared.messages import Job
 
 LIBRARY = "/opt/failavoid/lib"  # in guests: Python path of the barrier wrapper
+PRELOADED = Path(LIBRARY) / "libfailavoid-mpi.so"  # the wrapper for every program; in guests if it is here
 KEEP_S = 600  # connections to guests are kept for the user's next job
 
 # what a job's ranks need to know; mpirun hands nothing else of the environment on
@@ -96,6 +97,9 @@ def mpirun(ranks: int, folder: Path, settings: CliSettings) -> list[str]:
 def handed_on(environment: dict[str, str]) -> list[str]:
     """The options that hand variables on to the ranks."""
     names = [*ALWAYS, *(name for name in IF_SET if name in environment)]
+    if PRELOADED.exists():
+        others = environment.get("LD_PRELOAD")
+        names.append(f"LD_PRELOAD={PRELOADED}{':' + others if others else ''}")
     return [word for name in names for word in ("-x", name)]
 
 

@@ -114,6 +114,12 @@ class Fleet:
         """Return the guests that an evacuation's epoch is about; the same at any time."""
         return sorted({guest for one in self._sharing(evacuation) for guest in one.affected})
 
+    def places(self, evacuation: Evacuation) -> tuple[str, str]:
+        """Return the hosts that an evacuation's epoch leaves and those it goes to, in words."""
+        sharing = [run.evacuation for run in self._sharing(evacuation)]
+        left, spares = {one.host for one in sharing}, {one.spare for one in sharing if one.spare}
+        return ", ".join(sorted(left)), ", ".join(sorted(spares))
+
     def others_in_epoch(self, evacuation: Evacuation) -> bool:
         """Whether ranks have to wait for another evacuation of the same epoch."""
         return any(other.in_epoch for other in self._sharing(evacuation) if other.evacuation is not evacuation)

@@ -61,9 +61,10 @@ class NoticeBoard:
         notice = self.notice(job)
         return notice.epoch > max(notice.done, notice.cancelled)
 
-    def post(self, job: str, epoch: int, affected: list[str], kind: str) -> None:
-        """Tell the job's ranks that these guests will move; may be repeated."""
-        self._change(job, lambda notice: {"epoch": epoch, "affected": sorted(affected), "kind": kind})
+    def post(self, job: str, epoch: int, affected: list[str], kind: str, source: str, destination: str) -> None:
+        """Tell the job's ranks that these guests will move, from where to where; may be repeated."""
+        told = {"epoch": epoch, "affected": sorted(affected), "kind": kind}
+        self._change(job, lambda notice: {**told, "source": source, "destination": destination})
 
     def ask_about(self, job: str, arrivals: list[Arrival]) -> None:
         """Have the agents of the job's guests look at guests that have moved, beside what they look at already."""

@@ -156,8 +156,8 @@ class Way:
         self._give_way()
         self._steps.begin("noticed")
         with around.changed:
-            affected = self._fleet.affected(evacuation)
-            around.board.post(evacuation.job, evacuation.epoch, affected, evacuation.kind)
+            affected, (left, spares) = self._fleet.affected(evacuation), self._fleet.places(evacuation)
+            around.board.post(evacuation.job, evacuation.epoch, affected, evacuation.kind, left, spares)
         self._steps.done("noticed", "NOTICED", f"epoch {evacuation.epoch}, {evacuation.kind}")
 
     def _wait_for_confirmation(self) -> None:

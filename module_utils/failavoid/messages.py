@@ -276,6 +276,7 @@ class Notice:
     move; ``done`` and ``cancelled`` are the last epochs that ended either way.
     ``kind`` is that of the epoch: with ``checkpoint`` the application is to write a checkpoint, nothing moves, and the
     affected guests are those that are in danger. ``arrivals`` are for the agents: what to check before ranks run on.
+    ``source`` and ``destination`` are the host that is left and the new one, for the line in the job's output.
     """
 
     job: str
@@ -286,15 +287,17 @@ class Notice:
     cancelled: int
     kind: str = "move"  # of NOTICE_KINDS
     arrivals: List[Arrival] = field(default_factory=list)
+    source: str = ""
+    destination: str = ""
 
 
 @dataclass
 class GuestReport:
     """A guest's agent speaks for its ranks (how many live ones are registered), and of guests that have moved.
 
-    ``ready``: all ranks have stopped at the barrier (of a notice of kind ``checkpoint``: the checkpoint is written).
-    ``resumed``: all run again. ``root``: this guest has moved, and its root file system answers. ``reached``: the guest
-    ``about``, which has moved, can be reached from here.
+    ``ready``: all ranks have stopped at the barrier (of a notice of kind ``checkpoint``: each has written its
+    checkpoint). ``resumed``: all run again. ``root``: this guest has moved, and its root file system answers.
+    ``reached``: the guest ``about``, which has moved, can be reached from here.
     """
 
     job: str

@@ -39,7 +39,8 @@ def write(tmp_path, **changes):
 
 
 def test_settings_are_read(tmp_path):
-    settings = load(write(tmp_path, metrics=["cpu"]))
+    settings = load(write(tmp_path, metrics=["cpu"], job_user=[1000, 100]))
+    assert settings.job_user == (1000, 100)
     assert settings.node == "host01"
     assert settings.monitor == ("127.0.0.1", 7411)
     assert settings.interval_s == 1.0
@@ -62,6 +63,8 @@ def test_guests_sample_less_often_by_default(tmp_path):
         ({"token": ""}, "'token' is missing"),
         ({"token": mint(SECRET, "host", "host02")}, "'token' is not one of host host01"),
         ({"metrics": "cpu"}, "'metrics'"),
+        ({"job_user": 1000}, "'job_user'"),
+        ({"job_user": [0, 1000]}, "'job_user'"),
         ({"intervall": 1}, "unknown setting 'intervall'"),
     ],
 )
