@@ -1,0 +1,130 @@
+"""Where a host is heading: lines through its last values, short and long, and when they reach failure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from failavoid.prediction.grouping import Bools, Floats
+
+_ALIKE = 1.5  # a longer window is as straight as a shorter one if its residuals are within this factor
+_GRAIN = 0.002  # and this much more: what an application's memory moves anyway
+_DRIFT = 0.02  # growth itself changes by this share, however well it was measured
+_STRAIGHT = 0.85  # R^2
+_SURE = 4.0  # standard errors
+_NO_IDEA = 1.0  # the doubt of who knows nothing
+
+
+@dataclass(frozen=True)
+class Line:
+    """Least squares for each column: slope (1/s), level now, their standard errors, and the residuals' size."""
+
+    slope: Floats
+    level: Floats
+    slope_error: Floats
+    level_error: Floats
+    residual: Floats
+    count: Floats
+
+    @property
+    def straight(self) -> Bools:
+        """Whether it rises, beyond doubt, as a line and not as a jump: a jump in the middle has an R^2 of 0.75."""
+        squares = (self.slope / self.slope_error) ** 2
+        fits: Bools = squares >= _STRAIGHT / (1 - _STRAIGHT) * np.maximum(1.0, self.count - 2)
+        return fits & (self.slope > _SURE * self.slope_error)
+
+    def where(self, which: Bools, other: Line) -> Line:
+        """This line for the columns that ``which`` names, the other for the rest."""
+        pairs = [(getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__]
+        return Line(*(np.where(which, mine, its) for mine, its in pairs))
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Each column's growth; times are seconds from now on, infinity where growth never leads there.
+
+    ``doubt`` is the standard deviation of the logarithm of ``failure``: the interval is failure * exp(q * doubt) for
+    quantiles q, which are learned from predictions that came true (`scoring.Calibration`).
+    """
+
+    slope: Floats
+    sure: Bools  # the slope is positive beyond doubt
+    failure: Floats
+    doubt: Floats
+    sustained: Floats  # time to failure by the least of the last few seconds' growths: a jump has none
+
+    @classmethod
+    def nothing(cls, columns: int) -> Trend:
+        """Of columns of which none is known."""
+        never = np.full((2, columns), np.inf)
+        return cls(np.full(columns, np.nan), np.zeros(columns, dtype=bool), never[0], np.ones(columns), never[1])
+
+
+def fit(times: Floats, values: Floats, least: int) -> Line:
+    """Fit a line to each column of ``values`` (rows at ``times``, the last is now); NaN left out.
+
+    A column with fewer than ``least`` values has none (NaN).
+    """
+    known = np.isfinite(values)
+    count: Floats = known.sum(axis=0).astype(np.float64)
+    count[count < max(3, least)] = np.nan
+    at = np.where(known, (times - times[-1])[:, None], 0.0)
+    filled = np.where(known, values, 0.0)
+    middle, mean = at.sum(axis=0) / count, filled.sum(axis=0) / count
+    apart = np.where(known, at - middle, 0.0)
+    spread = (apart**2).sum(axis=0)
+    slope = (apart * filled).sum(axis=0) / spread
+    residuals = np.where(known, filled - mean - slope * apart, 0.0)
+    residual = np.sqrt((residuals**2).sum(axis=0) / np.maximum(1.0, count - 2))
+    return Line(
+        slope=slope,
+        level=mean - slope * middle,
+        slope_error=residual / np.sqrt(spread),
+        level_error=residual * np.sqrt(1 / count + middle**2 / spread),
+        residual=residual,
+        count=count,
+    )
+
+
+def find_trend(lines: list[Line], now: Floats, latest: Floats, times: Floats, failure: float) -> Trend:
+    """The trend by the longest of ``lines`` (short to long) that describes as well as the shorter ones.
+
+    ``latest`` are the values of the short window (rows at ``times``).
+    """
+    chosen = lines[0]
+    for longer in lines[1:]:
+        alike = (longer.residual <= _ALIKE * chosen.residual + _GRAIN) & (longer.slope > 0.8 * chosen.slope)
+        chosen = longer.where(alike | longer.straight & ~chosen.straight, chosen)
+    left = np.maximum(failure - now, 1e-9)
+    doubt = np.hypot(np.hypot(chosen.slope_error / chosen.slope, chosen.level_error / left), _DRIFT)
+    half = max(3, len(times) // 2)
+    recent = fit(times[-half:], latest[-half:], half - 1)
+    # what has just risen and stays is no growth, although a line through it rises
+    ongoing = recent.slope >= 0.5 * chosen.slope - 2 * recent.slope_error
+    sure = chosen.straight & (ongoing | (chosen.slope != lines[0].slope))
+    return Trend(
+        slope=chosen.slope,
+        sure=sure,
+        failure=time_to(failure, now, chosen.slope),
+        doubt=np.where(np.isfinite(doubt), np.minimum(doubt, _NO_IDEA), _NO_IDEA),
+        sustained=time_to(failure, now, sustained_growth(times, latest)),
+    )
+
+
+def sustained_growth(times: Floats, latest: Floats) -> Floats:
+    """The least growth (1/s) of the last step, the last two and the two before them; NaN where one is unknown."""
+    if len(times) < 5:
+        return np.full(latest.shape[1], np.nan)
+    growths = [
+        (latest[end] - latest[begin]) / (times[end] - times[begin]) for end, begin in ((-1, -2), (-1, -3), (-3, -5))
+    ]
+    least: Floats = np.minimum.reduce(growths)
+    return least
+
+
+def time_to(level: float | Floats, now: Floats, slope: Floats) -> Floats:
+    """Seconds until ``level`` is reached: 0 if it is, inf if the slope never leads there or is unknown."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rising: Floats = np.where(slope > 0, (level - now) / slope, np.inf)
+    return np.where(now >= level, 0.0, rising)
