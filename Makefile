@@ -58,6 +58,7 @@ test: venv ## unit tests, MPI tests, then all tests on one real testbed
 bench: venv ## measure; writes build/bench/*.json
 	@python -m failavoid.demo --scale default --testbed-only
 	python -m tests.bench
+	python -m tests.bench.monitor
 
 .PHONY: clean-testbed
 clean-testbed: venv ## end the testbed: no process, mount, bridge, cgroup or file stays (the image does)

@@ -16,10 +16,11 @@ class Settings:
     """What one agent needs to know.
 
     ``monitor`` is the (address, port) samples go to, ``controller`` the base URL that a
-    guest's agent asks for notices, ``metrics`` the names to send (all if None).
+    guest's agent asks for notices, ``metrics`` the names to send (all if None),
+    ``plugins`` modules that offer more (`failavoid.agent.ipmi`).
     """
 
-    __slots__ = ("controller", "interval_s", "kind", "metrics", "monitor", "node", "token")
+    __slots__ = ("controller", "interval_s", "kind", "metrics", "monitor", "node", "plugins", "token")
 
     def __init__(
         self,
@@ -30,6 +31,7 @@ class Settings:
         controller: str = "",
         interval_s: float = 1.0,
         metrics: frozenset[str] | None = None,
+        plugins: tuple[str, ...] = (),
     ) -> None:
         self.node = node
         self.kind = kind
@@ -38,6 +40,7 @@ class Settings:
         self.controller = controller
         self.interval_s = interval_s
         self.metrics = metrics
+        self.plugins = plugins
 
 
 def load(path: str) -> Settings:
@@ -65,6 +68,9 @@ def load(path: str) -> Settings:
     metrics = data.get("metrics")
     if metrics is not None and not (isinstance(metrics, list) and all(isinstance(m, str) for m in metrics)):
         raise SettingsError(f"{path}: setting 'metrics' must be a list of names, or null for all")
+    plugins = data.get("plugins") or []
+    if not isinstance(plugins, list) or not all(isinstance(one, str) for one in plugins):
+        raise SettingsError(f"{path}: setting 'plugins' must be a list of names of Python modules")
     return Settings(
         node=node,
         kind=kind,
@@ -73,6 +79,7 @@ def load(path: str) -> Settings:
         controller=str(data.get("controller") or ""),
         interval_s=_interval(path, data.get("interval_s"), kind),
         metrics=None if metrics is None else frozenset(metrics),
+        plugins=tuple(plugins),
     )
 
 

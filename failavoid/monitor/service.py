@@ -92,13 +92,16 @@ class Monitor:
             log.info("%d collections of the last %.0f s are known again", count, self.settings.history_s)
 
     def _judge_for_ever(self) -> None:
-        """Judge the state of one interval ago: by then every host has sampled after it too."""
+        """Judge each host by its last sample: waiting until all are of the same moment would cost an alarm a second.
+
+        What growth makes of the difference is within the rules' ``skew_s``.
+        """
         beat = looked = time.monotonic()
         interval = self.settings.interval_s
         while not self._stopped.wait(max(0.0, beat - time.monotonic())):
             beat = max(beat + interval, time.monotonic())
             try:
-                self._judge(time.time() - interval)
+                self._judge(time.time())
                 if time.monotonic() - looked >= HEALTH_EVERY_S:
                     looked = time.monotonic()
                     self._look_at_nodes()

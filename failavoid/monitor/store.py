@@ -15,6 +15,7 @@ from failavoid.prediction.grouping import Floats, Ints
 from failavoid.shared.messages import METRICS, NodeHealth, Sample
 
 _KEPT = 4  # samples of each host that a collection may lie between
+_CLOCK_OFF_S = 0.5  # more than a network delays
 _WINDOW = 60  # samples, in which loss and delay are looked at
 _PLACE = {name: place for place, name in enumerate(METRICS)}
 
@@ -65,6 +66,12 @@ class _Node:
         self.now = (received + 1, lost_before + lost, min(least, self.delay))
         if self.now[0] == _WINDOW:
             self.before, self.now = self.now, (0, 0, math.inf)
+
+    def on_this_clock(self) -> float:
+        """When the last sample was made: by this host's clock, if the node's is off."""
+        assert self.sample is not None
+        quickest = min(self.now[2], self.before[2])
+        return self.sample.time + (quickest if abs(quickest) > _CLOCK_OFF_S else 0.0)
 
     def health(self, now: float, stale_s: float) -> NodeHealth:
         assert self.sample is not None
@@ -122,7 +129,7 @@ class Store:
                     column = self._new_column(sample.node)
                 place = self._next[column]
                 self._next[column] = (place + 1) % _KEPT
-                self._times[place, column] = sample.time
+                self._times[place, column] = node.on_this_clock()
                 self._rows[place, column] = row
 
     def recall(self, collection: Collection) -> None:
