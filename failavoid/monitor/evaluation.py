@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 KEPT = 10000  # alarms and events in memory
 _LOOKS = 8  # collections that several metrics are compared over
 _LOOK_EVERY_S = 10.0
-_JUDGE_EVERY_S = 5.0  # open predictions
+_JUDGE_EVERY_S = 5.0  # open predictions, and what there is to learn
 _REARM = 0.05  # below failure, before a host can fail again
 
 
@@ -59,6 +59,7 @@ class Evaluator:
         self.findings = Findings(self._state)
         self._looks: deque[Collection] = deque(maxlen=_LOOKS)
         self._judged = -np.inf
+        self._groups: Sequence[Group] = ()
         self._raised: dict[tuple[str, str, str], Alarm] = {}  # mode, job, host -> the last alarm, while its cause stays
         self._failed: set[tuple[str, str, str]] = set()  # mode, job, host
         self.events: dict[tuple[str, str, str], RuleEvent] = {
@@ -83,8 +84,9 @@ class Evaluator:
             self._score(panel, tick, now)
             self._decide(panel, tick, collection, now, horizon, decision)
             if panel.mode is None:
-                suspicious = tick.active["threshold"] | tick.active[self._settings.rule]
-                self.learner.take(panel.groups, tick.view.now, suspicious)
+                if now - self._judged >= _JUDGE_EVERY_S:
+                    suspicious = tick.active["threshold"] | tick.active[self._settings.rule]
+                    self.learner.take(panel.groups, tick.view.now, suspicious)
                 holding.update(_of_jobs(panel, tick.view.application))
         self._leave(groups, now)
         self.findings.look("jobs", now, holding)
@@ -193,9 +195,10 @@ class Evaluator:
                 del self.events[next(iter(self.events))]
 
     def _leave(self, groups: Sequence[Group], now: float) -> None:
-        """Forget what is about hosts that are no longer of their job."""
-        if now - self._judged < _JUDGE_EVERY_S and not self._raised and not self._failed:
+        """Now and then, and when jobs have changed: forget what is about hosts that are no longer of their job."""
+        if now - self._judged < _JUDGE_EVERY_S and groups is self._groups:
             return
+        self._groups = groups
         members = {(group.job, host) for group in groups for host in group.hosts}
         self._raised = {key: alarm for key, alarm in self._raised.items() if key[1:] in members}
         self._failed = {key for key in self._failed if key[1:] in members}

@@ -14,7 +14,7 @@ from failavoid.prediction.models import BINS, Distribution
 from failavoid.shared.messages import Membership
 
 log = logging.getLogger(__name__)
-MIN_HOST_SAMPLES = 300  # of a job, to say anything about its application
+MIN_HOST_SAMPLES = 60  # of a job, to say anything about its application
 
 
 class Learner:
@@ -34,9 +34,9 @@ class Learner:
         begin = 0
         for group in groups:
             end = begin + len(group.hosts)
-            _, distribution = self._running.setdefault(group.job, (group.application, Distribution.empty()))
-            self._running[group.job] = (group.application, distribution)
-            distribution.add(values[begin:end][~suspicious[begin:end]])
+            if group.job not in self._running:
+                self._running[group.job] = (group.application, Distribution.empty())
+            self._running[group.job][1].add(values[begin:end][~suspicious[begin:end]])
             begin = end
 
     def close(self, membership: Membership) -> None:

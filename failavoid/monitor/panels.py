@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,13 +15,16 @@ from failavoid.prediction.settings import RULES, RuleSettings
 from failavoid.prediction.watch import Tick, Watch
 
 
-@dataclass
 class Panel:
     """One watch with its groups; ``mode`` None is memory."""
 
-    mode: Mode | None
-    watch: Watch
-    groups: list[Group]
+    def __init__(self, mode: Mode | None, watch: Watch) -> None:
+        self.mode = mode
+        self.watch = watch
+        self.groups: list[Group] = []
+        self._applications: list[str] = []
+        self._columns: Ints = np.zeros(0, dtype=np.intp)
+        self._heard_of = -1
 
     @property
     def name(self) -> str:
@@ -39,9 +41,20 @@ class Panel:
         group, host = self.watch.members[column]
         return group.partition("/")[0], host
 
+    def follow(self, groups: list[Group]) -> None:
+        """Look at these groups from now on."""
+        self.groups = groups
+        self.watch.follow([(group.name, host) for group in groups for host in group.hosts])
+        self._applications = [group.application for group in groups for _ in group.hosts]
+        self._heard_of = -1
+
     def columns(self, collection: Collection) -> Ints:
         """Each member's column in the collection, -1 for hosts that were never heard of."""
-        return np.array([collection.hosts.get(host, -1) for _, host in self.watch.members], dtype=np.intp)
+        if len(collection.hosts) != self._heard_of:
+            self._heard_of = len(collection.hosts)
+            found = [collection.hosts.get(host, -1) for _, host in self.watch.members]
+            self._columns = np.array(found, dtype=np.intp)
+        return self._columns
 
     def shares(self, collection: Collection, columns: Ints, metric: str) -> Floats:
         """Each member's value on the rules' scale."""
@@ -59,15 +72,13 @@ class Panel:
         learned: Callable[[Sequence[str], Floats, Ints], Floats],
     ) -> Tick | None:
         """Judge one more collection; None if there is nobody."""
-        self.watch.follow([(group.name, host) for group in self.groups for host in group.hosts])
         if not self.watch.members:
             return None
         values = self.shares(collection, self.columns(collection), metric)
         if self.mode:
             return self.watch.tick(collection.time, values, horizon_s)
-        applications = [group.application for group in self.groups for _ in group.hosts]
         return self.watch.tick(
-            collection.time, values, horizon_s, lambda high, columns: learned(applications, high, columns)
+            collection.time, values, horizon_s, lambda high, columns: learned(self._applications, high, columns)
         )
 
 
@@ -78,21 +89,24 @@ class Panels:
         self._settings = settings
         self._memory: dict[RuleSettings, Panel] = {}
         self._modes = [
-            Panel(mode, Watch(mode.settings(settings.rules), settings.interval_s, ("robust", "threshold")), [])
+            Panel(mode, Watch(mode.settings(settings.rules), settings.interval_s, ("robust", "threshold")))
             for mode in settings.modes
         ]
+        self._groups: Sequence[Group] = ()
 
     def arrange(self, groups: Sequence[Group]) -> list[Panel]:
         """All panels, with these groups."""
-        by_settings: dict[RuleSettings, list[Group]] = {rules: [] for rules in self._memory}
-        for group in groups:
-            by_settings.setdefault(self._settings.rules_of(group.application), []).append(group)
-        for rules, mine in by_settings.items():
-            if rules not in self._memory:
-                self._memory[rules] = Panel(None, Watch(rules, self._settings.interval_s, RULES), [])
-            self._memory[rules].groups = mine
-        for panel in self._modes:
-            panel.groups = list(groups)
+        if groups is not self._groups:
+            self._groups = groups
+            by_settings: dict[RuleSettings, list[Group]] = {rules: [] for rules in self._memory}
+            for group in groups:
+                by_settings.setdefault(self._settings.rules_of(group.application), []).append(group)
+            for rules, mine in by_settings.items():
+                if rules not in self._memory:
+                    self._memory[rules] = Panel(None, Watch(rules, self._settings.interval_s, RULES))
+                self._memory[rules].follow(mine)
+            for panel in self._modes:
+                panel.follow(list(groups))
         return [*self._memory.values(), *self._modes]
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from failavoid.prediction.grouping import Floats, Ints
 
 _BLOCKS = 60  # means in the long window
-_NEW = 3  # of the latest blocks: what a host has reached just now is not yet its own past
+_NEW = 2  # of the latest blocks: what a host has reached just now is not yet its own past
 
 
 class History:
@@ -47,9 +47,10 @@ class History:
             ((time, _moved(mean, index).astype(np.float32)) for time, mean in self._means), self._means.maxlen
         )
 
-    def short(self, columns: Ints) -> tuple[Floats, Floats]:
-        """(times, values of these columns) of the short window; the last row is now."""
-        return np.array([time for time, _ in self._rows]), np.array([row[columns] for _, row in self._rows])
+    def short(self, columns: Ints | None) -> tuple[Floats, Floats]:
+        """(times, values of these columns, or of all) of the short window; the last row is now."""
+        rows = [row if columns is None else row[columns] for _, row in self._rows]
+        return np.array([time for time, _ in self._rows]), np.array(rows)
 
     def long(self, columns: Ints, last: int | None = None) -> tuple[Floats, Floats]:
         """The same as means, of the last so many or of all the long window; the last row is now's single value."""

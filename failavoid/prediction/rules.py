@@ -139,13 +139,14 @@ def persistence_s(rule: str, settings: RuleSettings) -> float:
     return settings.persistence_s if rule == "robust" else 0.0
 
 
-def application_at_work(now: Floats, growth: Floats, grouping: Grouping, settings: RuleSettings) -> Bools:
+def application_at_work(now: Floats, growth: Floats, ids: Ints, settings: RuleSettings) -> Bools:
     """Whether most of a host's peers are over the threshold, or about to be where this host is now.
 
-    The latter by their own ``growth`` (1/s; NaN: unknown), within ``application_within_s``: the host is ahead of them
-    in time, which is no reason to leave it. A host far beyond what they will reach is another matter.
+    ``ids`` are the columns' groups. The latter by their own ``growth`` (1/s; NaN: unknown), within
+    ``application_within_s``: the host is ahead of them in time, which is no reason to leave it. A host far beyond what
+    they will reach is another matter.
     """
-    ids = grouping.ids
+    ids = np.unique(ids, return_inverse=True)[1]
     soon = now + np.maximum(0.0, np.nan_to_num(growth)) * settings.application_within_s
     reach = np.nan_to_num(np.where(now >= settings.threshold, _BEYOND, np.minimum(soon, _BEYOND)))
     level = np.nan_to_num(np.fmax(now, settings.threshold))
@@ -154,6 +155,6 @@ def application_at_work(now: Floats, growth: Floats, grouping: Grouping, setting
     ends = np.searchsorted(keys, ids * 2 * _BEYOND + 1.5 * _BEYOND)
     reaching = ends - np.searchsorted(keys, ids * 2 * _BEYOND + level) - (reach >= level)
     known = np.isfinite(now)
-    others = grouping.count(known)[ids] - known
+    others = np.bincount(ids, weights=known)[ids] - known
     result: Bools = (others > 0) & (reaching > settings.application_share * others)
     return result

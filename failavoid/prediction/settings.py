@@ -24,7 +24,7 @@ class RuleSettings:
     horizon_s: float = 60.0  # a failure predicted within this time is danger
     trend_floor: float = 0.50  # from this value on a trend counts
     slope_window_s: float = 10.0  # short: growth now
-    long_window_s: float = 300.0  # long: growth of slow leaks, and a host's own highest value so far
+    long_window_s: float = 600.0  # long: growth of slow leaks, and a host's own highest value so far
     leak_floor: float = 0.55  # from this value on a slow leak is danger, however far off the failure is
     leak_horizon_s: float = 10800.0  # within this
     settle_s: float = 60.0  # a host's first growth in its job is its start: a trend counts only after this

@@ -11,7 +11,8 @@ from failavoid.prediction.grouping import Bools, Floats
 _ALIKE = 1.5  # a longer window is as straight as a shorter one if its residuals are within this factor
 _GRAIN = 0.002  # and this much more: what an application's memory moves anyway
 _DRIFT = 0.02  # growth itself changes by this share, however well it was measured
-_STRAIGHT = 0.85  # R^2
+STRAIGHT = 0.95  # R^2 of growth over more than moments: not two or three steps
+_STRAIGHT_NOW = 0.85  # of growth in the last moments: not one jump
 _SURE = 4.0  # standard errors
 _NO_IDEA = 1.0  # the doubt of who knows nothing
 
@@ -27,11 +28,10 @@ class Line:
     residual: Floats
     count: Floats
 
-    @property
-    def straight(self) -> Bools:
-        """Whether it rises, beyond doubt, as a line and not as a jump: a jump in the middle has an R^2 of 0.75."""
+    def rises(self, straight: float) -> Bools:
+        """Whether it rises beyond doubt, as a line with an R^2 of so much; k even steps have 1 - 1 / (k + 1)^2."""
         squares = (self.slope / self.slope_error) ** 2
-        fits: Bools = squares >= _STRAIGHT / (1 - _STRAIGHT) * np.maximum(1.0, self.count - 2)
+        fits: Bools = squares >= straight / (1 - straight) * np.maximum(1.0, self.count - 2)
         return fits & (self.slope > _SURE * self.slope_error)
 
     def where(self, which: Bools, other: Line) -> Line:
@@ -87,6 +87,16 @@ def fit(times: Floats, values: Floats, least: int) -> Line:
     )
 
 
+def slopes(times: Floats, values: Floats, least: int) -> Floats:
+    """Each column's slope alone (1/s), as `fit` gives it; by one product where no value is missing."""
+    at = times - times.mean()
+    found: Floats = (at / (at**2).sum()) @ values
+    lacking = np.flatnonzero(np.isnan(found))
+    if len(lacking):
+        found[lacking] = fit(times, values[:, lacking], least).slope
+    return found
+
+
 def find_trend(lines: list[Line], now: Floats, latest: Floats, times: Floats, failure: float) -> Trend:
     """The trend by the longest of ``lines`` (short to long) that describes as well as the shorter ones.
 
@@ -95,14 +105,15 @@ def find_trend(lines: list[Line], now: Floats, latest: Floats, times: Floats, fa
     chosen = lines[0]
     for longer in lines[1:]:
         alike = (longer.residual <= _ALIKE * chosen.residual + _GRAIN) & (longer.slope > 0.8 * chosen.slope)
-        chosen = longer.where(alike | longer.straight & ~chosen.straight, chosen)
+        chosen = longer.where(alike | longer.rises(STRAIGHT) & ~chosen.rises(_STRAIGHT_NOW), chosen)
     left = np.maximum(failure - now, 1e-9)
     doubt = np.hypot(np.hypot(chosen.slope_error / chosen.slope, chosen.level_error / left), _DRIFT)
     half = max(3, len(times) // 2)
     recent = fit(times[-half:], latest[-half:], half - 1)
     # what has just risen and stays is no growth, although a line through it rises
     ongoing = recent.slope >= 0.5 * chosen.slope - 2 * recent.slope_error
-    sure = chosen.straight & (ongoing | (chosen.slope != lines[0].slope))
+    short = chosen.slope == lines[0].slope
+    sure = np.where(short, chosen.rises(_STRAIGHT_NOW) & ongoing, chosen.rises(STRAIGHT))
     return Trend(
         slope=chosen.slope,
         sure=sure,

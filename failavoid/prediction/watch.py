@@ -18,13 +18,11 @@ from failavoid.prediction.rules import (
     persistence_s,
 )
 from failavoid.prediction.settings import RULES, RuleSettings
-from failavoid.prediction.trend import Trend, find_trend, fit
+from failavoid.prediction.trend import STRAIGHT, Trend, find_trend, fit, slopes
 
 Member = tuple[str, str]  # group, host
 Learned = Callable[[Floats, Ints], Floats]  # (values, columns) -> relative probability of each
 _MEDIUM = 12  # means in the medium window: a fifth of the long one
-_LEAK_ERRORS = 5.0  # standard errors
-_LEAK_RISE = 1.5  # residuals that a leak must have risen by within the long window
 
 
 @dataclass(frozen=True)
@@ -132,19 +130,23 @@ class Watch:
         normal = robust(now, grouping)
         self._history.append(time, now)
         self._centres.append(time, normal.centre)
-        growth, peers_slope = self._growth()
-        # A host that began earlier is ahead of its group for as long as the group grows, and hosts that were apart a
-        # moment ago are alike by chance: neither makes an outlier.
-        floor = np.maximum(settings.scale_floor, settings.skew_s * np.abs(peers_slope))
+        # hosts that were apart a moment ago are alike by chance: that makes no outlier of the next
         self._scale = np.fmax(np.nan_to_num(normal.scale), self._scale * self._fade)
-        scale = np.maximum(self._scale, floor)
-        normal = Normal(normal.centre, scale, (now - normal.centre) / scale)
+        normal = _scaled(now, normal, np.maximum(self._scale, settings.scale_floor))
         likely = np.ones(len(now))
         high = np.flatnonzero(known & (now >= settings.trend_floor))
         if learned and len(high):
             likely[high] = learned(now[high], high)
         strange = (normal.z >= 0.4 * settings.z) | (likely < settings.relative_probability)
         suspects = high[strange[high]]
+        peers_slope, application = np.zeros(len(now)), np.zeros(len(now), dtype=bool)
+        asked = np.union1d(suspects, np.flatnonzero(now >= settings.threshold))
+        if len(asked):
+            growth, peers_slope = self._growth()
+            # a host that began earlier is ahead of its group for as long as the group grows
+            normal = _scaled(now, normal, np.maximum(normal.scale, settings.skew_s * np.abs(peers_slope)))
+            mine = np.isin(grouping.ids, grouping.ids[asked])
+            application[mine] = application_at_work(now[mine], growth[mine], grouping.ids[mine], settings)
         trend, leaking, peak = self._trends(suspects, now)
         return View(
             now=now,
@@ -154,7 +156,7 @@ class Watch:
             trend=trend,
             leaking=leaking,
             peers_slope=peers_slope,
-            application=application_at_work(now, growth, grouping, settings),
+            application=application,
             relative_probability=likely,
             age=time - self._joined,
             peak=peak,
@@ -163,14 +165,13 @@ class Watch:
 
     def _growth(self) -> tuple[Floats, Floats]:
         """Each column's growth (1/s), over the short window or its later half; its group's median growth."""
-        everybody = np.arange(len(self.members))
-        times, values = self._history.short(everybody)
+        times, values = self._history.short(None)
         least = max(3, (len(times) + 1) // 2)
         if len(times) < least:
-            nothing = np.full(len(everybody), np.nan)
-            return nothing, np.zeros(len(everybody))
-        whole = fit(times, values, least).slope
-        recent = fit(times[-least:], values[-least:], least).slope
+            columns = len(self.members)
+            return np.full(columns, np.nan), np.zeros(columns)
+        whole = slopes(times, values, least)
+        recent = slopes(times[-least:], values[-least:], least)
         return np.fmax(whole, recent), np.nan_to_num(self._grouping.spread(self._grouping.median(whole)))
 
     def _trends(self, suspects: Ints, now: Floats) -> tuple[Trend, Bools, Floats]:
@@ -199,8 +200,11 @@ class Watch:
         whole = fit(times, apart, max(4, len(times) // 2))
         latest = fit(times[-_MEDIUM:], apart[-_MEDIUM:], 4)
         rise = whole.slope * (times[-1] - times[0])
-        enough = np.maximum(self.settings.scale_floor, _LEAK_RISE * whole.residual)
-        certain = whole.slope > _LEAK_ERRORS * whole.slope_error
         long_enough = times[-1] - times[0] >= self.settings.long_window_s / 2
-        leaks: Bools = certain & (rise > enough) & (latest.slope > 0.3 * whole.slope) & long_enough
+        away = (rise > self.settings.scale_floor) & (latest.slope > 0.3 * whole.slope)
+        leaks: Bools = whole.rises(STRAIGHT) & away & long_enough
         return leaks
+
+
+def _scaled(now: Floats, normal: Normal, scale: Floats) -> Normal:
+    return Normal(normal.centre, scale, (now - normal.centre) / scale)
