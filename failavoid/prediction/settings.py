@@ -27,7 +27,7 @@ class RuleSettings:
     long_window_s: float = 600.0  # long: growth of slow leaks, and a host's own highest value so far
     leak_floor: float = 0.55  # from this value on a slow leak is danger, however far off the failure is
     leak_horizon_s: float = 10800.0  # within this
-    settle_s: float = 60.0  # a host's first growth in its job is its start: a trend counts only after this
+    settle_s: float = 90.0  # a host's first growth in its job is its start: a trend counts only after this
     persistence_s: float = 5.0  # `robust` must hold this long, or until a failure is nearer than this
     application_share: float = 0.5  # more of the peers than this in danger: it is the application
     application_within_s: float = 10.0  # or where the host is now so soon, by their own trend

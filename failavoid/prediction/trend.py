@@ -110,6 +110,16 @@ def find_trend(lines: list[Line], now: Floats, latest: Floats, times: Floats, fa
     doubt = np.hypot(np.hypot(chosen.slope_error / chosen.slope, chosen.level_error / left), _DRIFT)
     half = max(3, len(times) // 2)
     recent = fit(times[-half:], latest[-half:], half - 1)
+    # what has just risen and stays is no growth, although a line through it rises: short lines show that in their later
+    # half, longer ones by leaving the value below them
+    short = chosen.slope == lines[0].slope
+    goes_on = recent.slope >= 0.5 * chosen.slope - 2 * recent.slope_error
+    keeps_up = now >= chosen.level - 2 * chosen.residual
+    sure = np.where(short, chosen.rises(_STRAIGHT_NOW) & goes_on, chosen.rises(STRAIGHT) & keeps_up)
+    left = np.maximum(failure - now, 1e-9)
+    doubt = np.hypot(np.hypot(chosen.slope_error / chosen.slope, chosen.level_error / left), _DRIFT)
+    half = max(3, len(times) // 2)
+    recent = fit(times[-half:], latest[-half:], half - 1)
     # what has just risen and stays is no growth, although a line through it rises
     ongoing = recent.slope >= 0.5 * chosen.slope - 2 * recent.slope_error
     short = chosen.slope == lines[0].slope
