@@ -108,7 +108,10 @@ def threshold(view: View, settings: RuleSettings) -> Verdict:
 def robust(view: View, settings: RuleSettings) -> Verdict:
     """An outlier that is in danger or heading for it; the default."""
     now, normal, trend = view.now, view.normal, view.trend
-    able = (view.peers >= MIN_HOSTS - 1) & (normal.centre + settings.z * normal.scale < 1.0)
+    # peers that differ so much that only a host in danger would stand out among them tell too little
+    reach = settings.z * normal.scale
+    alike = (reach < settings.failure - settings.threshold) | (normal.centre + reach < settings.threshold)
+    able = (view.peers >= MIN_HOSTS - 1) & alike
     unlike = ~able & (view.relative_probability < settings.relative_probability)
     outlier = (view.peers >= MIN_HOSTS - 1) & (normal.z >= needed_z(now, settings)) | unlike
     peers_failure = time_to(settings.failure, normal.centre, view.peers_slope)

@@ -14,6 +14,7 @@ _DRIFT = 0.02  # growth itself changes by this share, however well it was measur
 STRAIGHT = 0.95  # R^2 of growth over more than moments: not two or three steps
 _STRAIGHT_NOW = 0.85  # of growth in the last moments: not one jump
 _SURE = 4.0  # standard errors
+_UNSURE = 0.4  # the least doubt of a prediction by growth that is not sure
 _NO_IDEA = 1.0  # the doubt of who knows nothing
 
 
@@ -106,8 +107,6 @@ def find_trend(lines: list[Line], now: Floats, latest: Floats, times: Floats, fa
     for longer in lines[1:]:
         alike = (longer.residual <= _ALIKE * chosen.residual + _GRAIN) & (longer.slope > 0.8 * chosen.slope)
         chosen = longer.where(alike | longer.rises(STRAIGHT) & ~chosen.rises(_STRAIGHT_NOW), chosen)
-    left = np.maximum(failure - now, 1e-9)
-    doubt = np.hypot(np.hypot(chosen.slope_error / chosen.slope, chosen.level_error / left), _DRIFT)
     half = max(3, len(times) // 2)
     recent = fit(times[-half:], latest[-half:], half - 1)
     # what has just risen and stays is no growth, although a line through it rises: short lines show that in their later
@@ -118,12 +117,7 @@ def find_trend(lines: list[Line], now: Floats, latest: Floats, times: Floats, fa
     sure = np.where(short, chosen.rises(_STRAIGHT_NOW) & goes_on, chosen.rises(STRAIGHT) & keeps_up)
     left = np.maximum(failure - now, 1e-9)
     doubt = np.hypot(np.hypot(chosen.slope_error / chosen.slope, chosen.level_error / left), _DRIFT)
-    half = max(3, len(times) // 2)
-    recent = fit(times[-half:], latest[-half:], half - 1)
-    # what has just risen and stays is no growth, although a line through it rises
-    ongoing = recent.slope >= 0.5 * chosen.slope - 2 * recent.slope_error
-    short = chosen.slope == lines[0].slope
-    sure = np.where(short, chosen.rises(_STRAIGHT_NOW) & ongoing, chosen.rises(STRAIGHT))
+    doubt = np.where(sure, doubt, np.maximum(doubt, _UNSURE))
     return Trend(
         slope=chosen.slope,
         sure=sure,
