@@ -11,8 +11,8 @@ import numpy as np
 
 KEPT = 200
 # What is believed before anything came true: quantiles of a normal distribution of this width
-_PRIOR = 10
-_PRIOR_WIDTH = 1.6
+_PRIOR = 5
+_PRIOR_WIDTH = 1.0
 
 
 class Calibration:

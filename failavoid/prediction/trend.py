@@ -14,7 +14,7 @@ _DRIFT = 0.02  # growth itself changes by this share, however well it was measur
 STRAIGHT = 0.95  # R^2 of growth over more than moments: not two or three steps
 _STRAIGHT_NOW = 0.85  # of growth in the last moments: not one jump
 _SURE = 4.0  # standard errors
-_UNSURE = 0.4  # the least doubt of a prediction by growth that is not sure
+_UNSURE = 0.25  # the least doubt of a prediction by growth that is not sure
 _NO_IDEA = 1.0  # the doubt of who knows nothing
 
 
