@@ -116,14 +116,10 @@ def robust(view: View, settings: RuleSettings) -> Verdict:
     outlier = (view.peers >= MIN_HOSTS - 1) & (normal.z >= needed_z(now, settings)) | unlike
     peers_failure = time_to(settings.failure, normal.centre, view.peers_slope)
     grows = (now >= view.peak) & (view.age >= settings.settle_s)
-    heading = (
-        grows
-        & trend.sure
-        & (now >= settings.trend_floor)
-        & (trend.failure < view.horizon_s)
-        & (trend.failure < 0.5 * peers_failure)
-    )
-    leaks = grows & (now >= settings.leak_floor) & view.leaking & (trend.failure < settings.leak_horizon_s)
+    apart = trend.failure < 0.5 * peers_failure
+    heading = grows & trend.sure & (now >= settings.trend_floor) & (trend.failure < view.horizon_s) & apart
+    slowly = view.leaking | (trend.lasting & apart)
+    leaks = grows & slowly & (now >= settings.leak_floor) & (trend.failure < settings.leak_horizon_s)
     fires = outlier & ((now >= settings.threshold) | heading | leaks) & ~view.application
     calm = (now < settings.threshold - settings.hysteresis) & ~(trend.failure < 1.5 * view.horizon_s) & ~leaks
     return Verdict(

@@ -51,6 +51,7 @@ class Trend:
 
     slope: Floats
     sure: Bools  # the slope is positive beyond doubt
+    lasting: Bools  # and has been for minutes
     failure: Floats
     doubt: Floats
     sustained: Floats  # time to failure by the least of the last few seconds' growths: a jump has none
@@ -59,7 +60,8 @@ class Trend:
     def nothing(cls, columns: int) -> Trend:
         """Of columns of which none is known."""
         never = np.full((2, columns), np.inf)
-        return cls(np.full(columns, np.nan), np.zeros(columns, dtype=bool), never[0], np.ones(columns), never[1])
+        no = np.zeros((2, columns), dtype=bool)
+        return cls(np.full(columns, np.nan), no[0], no[1], never[0], np.ones(columns), never[1])
 
 
 def fit(times: Floats, values: Floats, least: int) -> Line:
@@ -121,6 +123,7 @@ def find_trend(lines: list[Line], now: Floats, latest: Floats, times: Floats, fa
     return Trend(
         slope=chosen.slope,
         sure=sure,
+        lasting=sure & ~short,
         failure=time_to(failure, now, chosen.slope),
         doubt=np.where(np.isfinite(doubt), np.minimum(doubt, _NO_IDEA), _NO_IDEA),
         sustained=time_to(failure, now, sustained_growth(times, latest)),

@@ -107,19 +107,12 @@ def send(port: int, rate: int, seconds: float, core: int) -> None:
     metrics = [metrics_of(rng) for _ in range(rate)]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         begin = time.monotonic() + 1.0
-        datagrams: list[bytes] = []
         for second in range(int(seconds)):
-            when = time.time()
-            if not datagrams:  # made once and sent with the next sequence number: signing is the agents' own work
-                datagrams = [e.encode(when, m, [0.97] * 32) for e, m in zip(encoders, metrics)]
             for number in range(rate):
                 if number % 20 == 0:
-                    ahead = begin + second + number / rate - time.monotonic()
-                    if ahead > 0:
-                        time.sleep(ahead)
-                udp.sendto(datagrams[number], ("127.0.0.1", port))
-            if second + 1 < int(seconds):
-                datagrams = []
+                    time.sleep(max(0.0, begin + second + number / rate - time.monotonic()))
+                datagram = encoders[number].encode(time.time(), metrics[number], [0.97] * 32)
+                udp.sendto(datagram, ("127.0.0.1", port))
 
 
 def ingest(rate: int) -> dict[str, float]:

@@ -17,6 +17,7 @@ from failavoid.shared.tokens import mint
 
 log = logging.getLogger(__name__)
 BUFFER_BYTES = 8 << 20  # a second of 10,000 hosts' samples and more; the kernel may grant less
+_SO_RCVBUFFORCE = 33  # socket(7); the module socket lacks it
 SAY_EVERY_S = 30.0
 
 
@@ -27,7 +28,10 @@ class Receiver:
         take_options("agents", options)
         family = socket.AF_INET6 if ":" in context.listen else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
+        except PermissionError:  # as for all but root: within the kernel's limit
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
         self._socket.settimeout(0.5)
         self._socket.bind((context.listen, context.port))
         self.port: int = self._socket.getsockname()[1]
