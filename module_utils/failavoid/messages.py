@@ -64,11 +64,11 @@ class Evidence:
     predicted_failure_s: Optional[float] = None  # from the alarm on
     predicted_failure_interval_s: Optional[List[float]] = None  # [earliest, latest], 80 %
     pressure_from: Optional[str] = None  # host | guests
+    peers: int = 0
+    settings: Dict[str, Any] = field(default_factory=dict)
     move_recommended: bool = True  # False: the guests themselves grow, and no free host has room for all of their memory
     relative_probability: Optional[float] = None  # of the value, by what was learned of the application; 0..1
     correlative_distance: Optional[float] = None  # Mahalanobis, of several metrics from the group's
-    peers: int = 0
-    settings: Dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
