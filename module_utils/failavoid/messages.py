@@ -66,7 +66,7 @@ class Evidence:
     pressure_from: Optional[str] = None  # host | guests
     peers: int = 0
     settings: Dict[str, Any] = field(default_factory=dict)
-    move_recommended: bool = True  # False: the guests themselves grow, and no free host has room for all of their memory
+    move_recommended: bool = True  # False: the guests grow, and no free host has room for all of their memory
     relative_probability: Optional[float] = None  # of the value, by what was learned of the application; 0..1
     correlative_distance: Optional[float] = None  # Mahalanobis, of several metrics from the group's
 
@@ -144,8 +144,8 @@ class RuleScore:
 class Finding:
     """What a person should know of a job or a node, and no alarm; ``ended`` when it was over.
 
-    ``kind``: pressure (most hosts of a job are in danger: the application is at work) | alone (too few hosts to compare) |
-    silent (no samples) | lossy (samples get lost) | delayed (samples come late) | skewed (a clock is off).
+    ``kind``: pressure (most hosts of a job are in danger: the application is at work) | alone (too few hosts to
+    compare) | silent (no samples) | lossy (samples get lost) | delayed (samples come late) | skewed (a clock is off).
     """
 
     kind: str
