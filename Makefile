@@ -65,6 +65,7 @@ bench: venv ## measure; writes build/bench/*.json
 	@python -m failavoid.demo --scale default --testbed-only
 	python -m tests.bench
 	python -m tests.bench.barrier
+	python -m tests.bench.monitor
 
 .PHONY: soak
 soak: venv ## fifty evacuations in a row under one job; writes build/soak/soak.json

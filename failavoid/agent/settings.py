@@ -17,8 +17,9 @@ class Settings:
 
     ``monitor`` is the (address, port) samples go to, ``controller`` the base URL that a
     guest's agent asks for notices, ``resource_manager`` the one that a warm guest's asks for
-    its user, ``metrics`` the names to send (all if None), ``job_user`` the user and the group
-    (numbers) of the job's ranks in a guest: nobody else can touch what they share with the agent.
+    its user, ``metrics`` the names to send (all if None), ``plugins`` modules that offer more
+    (`failavoid.agent.ipmi`), ``job_user`` the user and the group (numbers) of the job's ranks
+    in a guest: nobody else can touch what they share with the agent.
     """
 
     __slots__ = (
@@ -29,6 +30,7 @@ class Settings:
         "metrics",
         "monitor",
         "node",
+        "plugins",
         "resource_manager",
         "token",
     )
@@ -44,6 +46,7 @@ class Settings:
         metrics: frozenset[str] | None = None,
         resource_manager: str = "",
         job_user: tuple[int, int] | None = None,
+        plugins: tuple[str, ...] = (),
     ) -> None:
         self.node = node
         self.kind = kind
@@ -54,6 +57,7 @@ class Settings:
         self.metrics = metrics
         self.resource_manager = resource_manager
         self.job_user = job_user
+        self.plugins = plugins
 
 
 def load(path: str) -> Settings:
@@ -81,6 +85,9 @@ def load(path: str) -> Settings:
     metrics = data.get("metrics")
     if metrics is not None and not (isinstance(metrics, list) and all(isinstance(m, str) for m in metrics)):
         raise SettingsError(f"{path}: setting 'metrics' must be a list of names, or null for all")
+    plugins = data.get("plugins") or []
+    if not isinstance(plugins, list) or not all(isinstance(one, str) for one in plugins):
+        raise SettingsError(f"{path}: setting 'plugins' must be a list of names of Python modules")
     return Settings(
         node=node,
         kind=kind,
@@ -91,6 +98,7 @@ def load(path: str) -> Settings:
         metrics=None if metrics is None else frozenset(metrics),
         resource_manager=str(data.get("resource_manager") or ""),
         job_user=_job_user(path, data.get("job_user")),
+        plugins=tuple(plugins),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from failavoid.cli import completion
+from failavoid.cli import backtest, completion
 from failavoid.cli.settings import FAILED, NO_TOKEN, WRONG_WORDS, CliError
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
@@ -35,7 +35,7 @@ F = TypeVar("F", bound=Callable[..., None])
 PLAYBOOK_S = 120.0  # a service that runs a playbook on a host answers when that is done
 
 
-def command(function: F) -> F:
+def command(function: F, into: typer.Typer = app) -> F:
     """Register a command whose errors are one line and an exit status."""
 
     @functools.wraps(function)
@@ -48,7 +48,7 @@ def command(function: F) -> F:
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 
-    app.command(context_settings={"allow_interspersed_args": False} if function.__name__ == "run" else None)(wrapped)
+    into.command(context_settings={"allow_interspersed_args": False} if function.__name__ == "run" else None)(wrapped)
     return function
 
 
@@ -207,6 +207,35 @@ def events(
 
 
 @command
+def predictions(as_json: Json = False) -> None:
+    """How good each rule's predictions were so far."""
+    from failavoid.cli import tables
+
+    found = ask("monitor", "/predictions")
+    if as_json:
+        document(found)
+        return
+    tables.predictions(found)
+
+
+@command
+def findings(as_json: Json = False) -> None:
+    """What the monitor finds about jobs and nodes that is no alarm, such as silent hosts."""
+    from failavoid.cli import tables
+
+    found = ask("monitor", "/findings")
+    if as_json:
+        document(found)
+        return
+    tables.findings(found)
+
+
+# -- acting ------------------------------------------------------------------------------------------------------
+
+# -- acting ------------------------------------------------------------------------------------------------------
+
+
+@command
 def evacuate(place: Place, reason: Reason = "asked for") -> None:
     """Move all guests away from a host, or from the hosts of a failure domain. Prints the evacuations' names."""
     for evacuation in change("controller", "/evacuations", {"host": place, "reason": reason}):
@@ -331,6 +360,15 @@ def run(
         hardware_class,
     )
     raise typer.Exit(run_job(request))
+
+
+# -- trying rules on recordings ------------------------------------------------------------------------------------
+
+backtests = typer.Typer(no_args_is_help=True, help="What a rule would have been worth on recordings.")
+app.add_typer(backtests, name="backtest")
+for of_backtests in (backtest.archive, backtest.compose):
+    command(of_backtests, backtests)
+command(backtest.generate)
 
 
 if __name__ == "__main__":

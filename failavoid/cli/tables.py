@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 Document = dict[str, Any]
+LAST = 50  # of what may be many
 WIDE = 1000  # columns, where nobody looks at a terminal: a line is a row, for grep
 
 
@@ -133,6 +134,38 @@ def alarms(found: list[Document]) -> None:
         for alarm in found
     ]
     show("Alarms", ["time", "host", "job", "rule", "metric", "value", "group", "z"], rows)
+
+
+def predictions(found: Document) -> None:
+    """How good each rule was, and the last predictions."""
+    rows: list[list[object]] = [
+        [
+            one["mode"],
+            one["rule"] + (" *" if one["acting"] else ""),
+            *(one[name] for name in ("predictions", "true", "false", "unknown", "open", "missed")),
+            share(one["precision"]),
+            share(one["recall"]),
+            *("" if one[name] is None else f"{one[name]:.0f}" for name in ("lead_median_s", "lead_p5_s")),
+            share(one["interval_coverage"]),
+        ]
+        for one in found["rules"]
+    ]
+    outcomes = ["true", "false", "unknown", "open", "missed"]
+    columns = ["mode", "rule", "said", *outcomes, "precision", "recall", "lead s", "5 %", "in interval"]
+    show("Rules (* acts)", columns, rows)
+    rows = [
+        [moment(one["time"]), one["host"], one["job"], one["mode"], one["rule"], share(one["value"]), one["outcome"]]
+        for one in found["predictions"][-LAST:]
+    ]
+    show("Last predictions", ["time", "host", "job", "mode", "rule", "value", "outcome"], rows)
+
+
+def findings(found: list[Document]) -> None:
+    """Findings; those that are over have an end."""
+    rows: list[list[object]] = [
+        [moment(one["time"]), moment(one["ended"]), one["kind"], one["subject"], one["text"]] for one in found[-LAST:]
+    ]
+    show("Findings", ["since", "until", "kind", "subject", ""], rows)
 
 
 def evacuations(found: list[Document]) -> None:

@@ -367,7 +367,9 @@ class Way:
             self._spare.give_back(end)
         if self._steps.begun("suspected") and not self._fleet.others_on(evacuation):
             trust = self._around.manager.trust
-            self._try(f"trust {evacuation.host} again", lambda: self._spare.insist(lambda: trust(evacuation.host), _TRIES))
+            self._try(
+                f"trust {evacuation.host} again", lambda: self._spare.insist(lambda: trust(evacuation.host), _TRIES)
+            )
         log.warning("%s: cancelled: %s", evacuation.id, evacuation.error)
         self._steps.done("cancelled", "CANCELLED")
 

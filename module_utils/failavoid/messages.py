@@ -42,6 +42,17 @@ METRICS = (
     "swap_used_kb",
     "cpu",  # share of all cores in use, 0..1
     "load1",
+    "psi_cpu",  # share of the last 10 s in which some task waited for it, 0..1
+    "psi_memory",
+    "psi_io",
+    "psi_memory_full",  # in which all tasks waited at once
+    "ecc_corrected",  # errors since the host booted
+    "ecc_uncorrected",
+    "ecc_corrected_per_h",  # over the last hour
+    "temperature_c",  # of the hottest sensor
+    "temperature_margin_c",  # the least distance of a sensor to its own critical temperature
+    "fan_rpm",  # of the slowest fan
+    "voltage_deviation",  # of the worst rail: 0 in the middle of its own limits, 1 at one of them
 )
 
 
@@ -60,6 +71,9 @@ class Evidence:
     pressure_from: Optional[str] = None  # host | guests
     peers: int = 0
     settings: Dict[str, Any] = field(default_factory=dict)
+    move_recommended: bool = True  # False: the guests grow, and no free host has room for all of their memory
+    relative_probability: Optional[float] = None  # of the value, by what was learned of the application; 0..1
+    correlative_distance: Optional[float] = None  # Mahalanobis, of several metrics from the group's
 
 
 @dataclass
@@ -90,6 +104,83 @@ class RuleEvent:
     time: float
     metric: str
     value: float
+
+
+@dataclass
+class Prediction:
+    """What one rule, acting or not, said of a host of a job, and what came of it.
+
+    ``outcome``: open | true (the host reached failure) | false (the rule no longer holds, or nothing came in time) |
+    unknown (the host left its job before) | missed (the host failed, and the rule had said nothing).
+    """
+
+    id: str
+    rule: str
+    acting: bool
+    mode: str  # the failure mode: memory, or one of the settings' modes
+    host: str
+    job: str
+    time: float
+    value: float
+    predicted_failure_s: Optional[float] = None
+    predicted_failure_interval_s: Optional[List[float]] = None
+    outcome: str = "open"
+    ended: Optional[float] = None
+    lead_s: Optional[float] = None  # from the prediction to the failure
+
+
+@dataclass
+class RuleScore:
+    """How good one rule's predictions of a failure mode were so far."""
+
+    rule: str
+    mode: str
+    acting: bool
+    predictions: int
+    true: int
+    false: int
+    unknown: int
+    open: int
+    missed: int
+    precision: Optional[float]  # true / (true + false)
+    recall: Optional[float]  # true / (true + missed)
+    lead_median_s: Optional[float]
+    lead_p5_s: Optional[float]
+    interval_coverage: Optional[float]  # share of true ones whose failure was within the interval
+
+
+@dataclass
+class Finding:
+    """What a person should know of a job or a node, and no alarm; ``ended`` when it was over.
+
+    ``kind``: pressure (most hosts of a job are in danger: the application is at work) | alone (too few hosts to
+    compare) | silent (no samples) | lossy (samples get lost) | delayed (samples come late) | skewed (a clock is off).
+    """
+
+    kind: str
+    subject: str  # a job, a host or a guest
+    time: float
+    text: str
+    ended: Optional[float] = None
+
+
+@dataclass
+class NodeHealth:
+    """How a node's samples arrive. ``skew_s``: its clock less the monitor's, by the quickest of the last samples.
+
+    ``recent_loss`` is the share of its last one or two minutes' samples that never came, ``delay_s`` how much later the
+    last one came than the quickest.
+    """
+
+    node: str
+    kind: str  # host | guest
+    last: float  # arrival, the monitor's clock
+    received: int
+    lost: int
+    recent_loss: float
+    delay_s: float
+    skew_s: float
+    silent: bool
 
 
 @dataclass
