@@ -102,6 +102,11 @@ def destination_xml(migratable: str, cores: List[int], numa_node: int) -> str:
     return ET.tostring(domain, encoding="unicode")
 
 
+def is_emulated(xml: str) -> bool:
+    """Whether a domain's processors are emulated by QEMU, for lack of hardware virtualisation."""
+    return ET.fromstring(xml).get("type") == "qemu"
+
+
 def vcpus_of(xml: str) -> int:
     """The number of vCPUs that a domain XML names."""
     return int(ET.fromstring(xml).findtext("vcpu") or 1)
