@@ -11,7 +11,8 @@ import pytest
 from failavoid.demo.observe import Services, wait_until
 from failavoid.demo.site import Site
 from tests.mpi.installations import HERE, OPENMPI4, Builds
-from tests.testbed.test_evacuation import BOOT_S, MOVE_S, ended, host_of, order
+from tests.testbed.long_job import BOOT_S, MOVE_S
+from tests.testbed.test_evacuation import ended, host_of, order
 from tests.testbed.test_jobs import HOME, USER, start
 
 TWO_HOSTS = ("--hosts", "2", "--guests-per-host", "1", "--guest-memory", "288MiB")
