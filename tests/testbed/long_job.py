@@ -89,6 +89,18 @@ class LongJob:
                     found[name].append(host)
         return found
 
+    def services_answer(self) -> bool:
+        """Whether the resource manager and the controller answer, within half a minute: they may have been killed."""
+
+        def answer() -> bool:
+            try:
+                self.services.membership()
+                return self.services.controller.get("/evacuations").status_code == 200
+            except httpx.HTTPError:
+                return False
+
+        return wait_until(answer, 30)
+
     def restore(self) -> None:
         """Bring every defunct host back into service."""
         for host in self.services.membership().hosts:

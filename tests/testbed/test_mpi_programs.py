@@ -36,7 +36,7 @@ def program(request: pytest.FixtureRequest, site: Site, builds: Builds) -> Itera
     with Path(binary).open("rb") as file:
         command = ["sh", "-c", f"cat >{FOLDER}/program && chmod 0755 {FOLDER}/program"]
         subprocess.run(site.ssh(site.head, *command), stdin=file, check=True)
-    yield [f"{FOLDER}/program", "pending", FOLDER]
+    yield [f"{FOLDER}/program", "pending_messages", FOLDER]
     site.run(site.head, "rm", "-rf", FOLDER)
 
 
