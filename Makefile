@@ -68,7 +68,12 @@ testbed: venv ## make the testbed's hosts and deploy everything on them
 .PHONY: test
 test: test-tools ## unit tests, MPI tests, then all tests on one real testbed
 	@python -m failavoid.demo --scale default --testbed-only
-	python -m pytest tests
+	python -m pytest tests/unit tests/mpi tests/testbed
+
+.PHONY: faults
+faults: test-tools ## kill services, cut networks, stop the NFS server during evacuations, on the testbed
+	@python -m failavoid.demo --scale default --testbed-only
+	python -m pytest tests/faults
 
 .PHONY: bench
 bench: test-tools ## measure; writes build/bench/*.json
