@@ -147,7 +147,13 @@ def test_the_nfs_server_stops_for_ten_seconds(site, job):
 
 
 def test_the_head_is_gone_for_a_minute_in_the_middle_of_an_evacuation(site, job):
+    free = job.free()
     name = job.evacuate(job.hosts()[0])
     job.until(name, reached("NOTICED"))
     cut(site.head, 60)
-    moved(job, job.ended(name))
+    said = job.ended(name)
+    if said.state != "RETIRED":  # given up for now; no spare is lost by that, and the next order moves the guests
+        assert said.state == "CANCELLED"
+        assert wait_until(lambda: job.free() == free, 30), "a spare was lost"
+        said = job.ended(job.evacuate(job.hosts()[0]))
+    moved(job, said)
