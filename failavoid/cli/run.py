@@ -29,6 +29,7 @@ from failavoid.shared.messages import Job, JobRequest, from_dict, to_dict
 READY_S = 3600.0
 SAY_EVERY_S = 10.0
 END_S = 5.0  # for MPI's launcher to end its ranks
+END_AFTER_LOSS_S = 1.0  # the same where a guest is gone: the launcher would wait for that guest's answer in vain
 PATIENCE_S = 60.0  # with a resource manager that is being restarted
 LOST_STATUS = 75  # the job died with a guest: it may be run again (EX_TEMPFAIL)
 ENDED_BY_USER = 130
@@ -190,7 +191,7 @@ def _launch(
     try:
         with interrupts.held():
             process = running = subprocess.Popen(command, env=environment, start_new_session=True)
-        follower.at_end(lambda: _end(running))
+        follower.at_end(lambda: _end(running, END_AFTER_LOSS_S if _is_loss(follower.job.message) else END_S))
         status = process.wait()
     except KeyboardInterrupt:
         if process is not None:
@@ -232,12 +233,15 @@ def _report(ident: str, status: int, message: str) -> str:
         return message
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End MPI's launcher and all it started here; it may hang on guests that are gone."""
+def _end(process: subprocess.Popen[bytes], patience_s: float = END_S) -> None:
+    """End MPI's launcher and all it started here, by force if that takes it longer than ``patience_s``.
+
+    The ranks end with it: MPI's daemons on the guests end theirs when they lose the launcher.
+    """
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
-            process.wait(END_S)
+            process.wait(patience_s)
             return
         except subprocess.TimeoutExpired:
             continue
