@@ -546,7 +546,8 @@ def _encode(value: Any) -> Any:
         return [_encode(one) for one in value]
     if isinstance(value, dict):
         return {key: _encode(one) for key, one in value.items()}
-    return {name: _encode(getattr(value, name)) for name in _fields(type(value))[0]}
+    kind: Any = type(value)
+    return {name: _encode(getattr(value, name)) for name in _fields(kind)[0]}
 
 
 def from_dict(cls: Type[T], data: Any) -> T:

@@ -6,7 +6,7 @@ released) and moved by virsh between the same hosts with its ranks held at the s
 held.py). Then idle guests move at once and one after the other (`parallel_s`, `serial_s`, by their number), and jobs
 start in warm and in cold guests.
 
-Takes about ten minutes. Whatever happens, jobs are ended, guests removed and hosts in service again.
+Takes about twelve minutes. Whatever happens, jobs are ended, guests removed and hosts in service again.
 """
 
 from __future__ import annotations

@@ -74,8 +74,10 @@ def settle(services: Services) -> None:
     wait_until(is_over, MOVE_S)
 
 
-def remove_idle_guests(services: Services) -> None:
-    """Remove the guests that ended jobs have left for the next ones."""
+def remove_idle_guests(services: Services, keep_warm: bool = False) -> None:
+    """Remove the guests that ended jobs have left for the next ones, and those of a warm pool."""
     for guest in services.membership().guests:
-        if guest.job is None and guest.state != "warm":
-            services.resource_manager.delete(f"/guests/{guest.name}", timeout=120).raise_for_status()
+        if guest.job is None and not (keep_warm and guest.state == "warm"):
+            answer = services.resource_manager.delete(f"/guests/{guest.name}", timeout=120)
+            if answer.status_code != 404:  # it has gone meanwhile
+                answer.raise_for_status()

@@ -34,7 +34,7 @@ def measure(site: Site, services: Services, program: Path, rounds: int) -> Sampl
     samples: Samples = {}
     with warm_guests(site, services, 2):
         for number in range(1, rounds + 1):
-            remove_idle_guests(services)
+            remove_idle_guests(services, keep_warm=True)
             if not wait_until(lambda: warm(services) == 2, FILL_S):
                 raise TimeoutError(f"the warm pool was not full within {FILL_S:.0f} s: see 'failavoid guests'")
             add(samples, named(started(site, services, program), "warm"))
