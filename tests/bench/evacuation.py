@@ -27,7 +27,7 @@ from tests.bench.held import emulated, raw_moves, record
 from tests.bench.jobs import barrier_job, remove_idle_guests
 from tests.bench.results import PROJECT, Samples, add, document, each, show, write
 from tests.mpi.installations import HERE, OPENMPI4, Builds
-from tests.testbed.long_job import LongJob
+from tests.testbed.long_job import ENDED, MOVE_S, LongJob
 from tests.testbed.mpi_program import barriers
 
 ROUNDS = 5
@@ -56,7 +56,10 @@ def phases(done: Evacuation, began: float, ended: float) -> dict[str, float]:
 def evacuate(job: LongJob, guest: str) -> dict[str, float]:
     """Evacuate the host of a guest. Raises RuntimeError unless all went well."""
     host = next(known.host for known in job.guests() if known.name == guest)
-    done = job.ended(job.evacuate(host))
+    ident = job.evacuate(host)
+    # seldom asked, since asking takes time of the controller's
+    wait_until(lambda: (told := job.evacuation(ident)) is not None and told.state in ENDED, MOVE_S)
+    done = job.ended(ident)
     if (done.state, done.error) != ("RETIRED", ""):
         raise RuntimeError(f"{done.id} ended {done.state} ({done.error}): see 'failavoid show {done.id}'")
     kept = record(job.site, done.id, host)

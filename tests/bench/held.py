@@ -75,8 +75,8 @@ def has_arrived(site: Site, host: str, guest: str) -> bool:
 def controller_stands_still(site: Site) -> Iterator[None]:
     """Stop the controller's process where it is, and let it go on afterwards."""
     process = site.run(site.head, "systemctl", "show", "-p", "MainPID", "--value", "failavoid-controller").strip()
-    site.run(site.head, "kill", "-STOP", process)
     try:
+        site.run(site.head, "kill", "-STOP", process)
         yield
     finally:
         site.run(site.head, "kill", "-CONT", process)

@@ -69,7 +69,10 @@ def settle(services: Services) -> None:
     """Wait for the end of evacuations that are under way: nobody is disturbed in the middle of a move."""
 
     def is_over() -> bool:
-        return all(one["state"] in EVACUATION_ENDS for one in services.controller.get("/evacuations").json())
+        try:
+            return all(one["state"] in EVACUATION_ENDS for one in services.controller.get("/evacuations").json())
+        except httpx.HTTPError:
+            return False
 
     wait_until(is_over, MOVE_S)
 
