@@ -78,7 +78,8 @@ faults: test-tools ## kill services, cut networks, stop the NFS server during ev
 .PHONY: bench
 bench: test-tools ## measure; writes build/bench/*.json
 	@python -m failavoid.demo --scale default --testbed-only
-	python -m tests.bench
+	python -m tests.bench.evacuation
+	python -m tests.bench.ansible
 	python -m tests.bench.barrier
 	python -m tests.bench.monitor
 

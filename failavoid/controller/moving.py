@@ -15,6 +15,7 @@ from failavoid.controller.playbooks import (
     AbortMoves,
     MigrateGuests,
     MoveOrder,
+    moved_guests,
     note_results,
     verified_guests,
 )
@@ -59,6 +60,10 @@ class Move:
         with self._changed:
             self._heard.host_results.setdefault(host, {})[task] = said
             self._changed.notify_all()
+
+    def all_have_moved(self) -> bool:
+        """Whether their source says of all guests that they have moved, verified or not."""
+        return moved_guests(self._heard) >= {migration.guest for migration in self.order.migrations}
 
     def has_said_all(self) -> bool:
         """Whether it has ended, or named every guest as verified: its own end costs time that ranks need not wait."""

@@ -117,6 +117,11 @@ def note_results(migrations: list[Migration], result: PlaybookResult) -> set[str
     return named
 
 
+def moved_guests(result: PlaybookResult) -> set[str]:
+    """Return the guests that a task names as moved."""
+    return {said["guest"] for said in _said_of_guests(result) if said.get("state") == MOVED}
+
+
 def verified_guests(result: PlaybookResult) -> set[str]:
     """Return the guests that a task names as arrived, running and pinned as they should be."""
     return {

@@ -17,7 +17,7 @@ from failavoid.controller.manager import Cluster
 from failavoid.controller.notices import NoticeBoard
 from failavoid.controller.playbooks import ENDS
 from failavoid.controller.playbooks import MOVED as SAID_MOVED
-from failavoid.shared.messages import Arrival, Evacuation, Migration
+from failavoid.shared.messages import Arrival, Evacuation, Guest, Migration
 
 # A migration's states once both ends were looked at; "running": it can't be told.
 MOVED, STAYED, GONE, UNCLEAR = "moved", "failed", "cancelled", "running"
@@ -71,15 +71,27 @@ class Verifier:
                     m.error = m.error or troubles[-1]
         return troubles
 
+    def ask(self, evacuation: Evacuation, moved: list[Migration]) -> list[Arrival]:
+        """Have the job's agents look at guests that have moved; may be repeated. Returns what was asked.
+
+        Their words take a while to come: they can be asked for as soon as the source says that the guests have moved.
+        """
+        guests = self.cluster.refresh().guests
+        addresses = {guest.name: guest.address for guest in guests}
+        arrivals = [
+            Arrival(m.guest, addresses[m.guest], self._peer(evacuation, m, guests))
+            for m in moved
+            if m.guest in addresses
+        ]
+        if arrivals:
+            self.board.ask_about(evacuation.job, arrivals)
+        return arrivals
+
     def _unreachable(self, evacuation: Evacuation, moved: list[Migration]) -> list[str]:
         """Return what is wrong with the network of moved guests: ranks are not to find out."""
-        guests = {guest.name: guest for guest in self.cluster.refresh().guests}
-        arrivals = [
-            Arrival(m.guest, guests[m.guest].address, self._peer(evacuation, m)) for m in moved if m.guest in guests
-        ]
+        arrivals = self.ask(evacuation, moved)
         if not arrivals:
             return []
-        self.board.ask_about(evacuation.job, arrivals)
         end = self.clock.now() + self.limits.reach_timeout_s
         addresses = {arrival.guest: arrival.address for arrival in arrivals}
         silent = list(addresses)
@@ -112,12 +124,12 @@ class Verifier:
             if one.peer and one.guest not in said.reached
         ]
 
-    def _peer(self, evacuation: Evacuation, migration: Migration) -> str:
+    def _peer(self, evacuation: Evacuation, migration: Migration, guests: list[Guest]) -> str:
         """Return a guest of the job that is to reach a moved one: best one that does not move, on another host."""
         moving = set(self.board.notice(evacuation.job).affected)
         peers = [
             guest
-            for guest in self.cluster.refresh().guests
+            for guest in guests
             if guest.job == evacuation.job and guest.state != "lost" and guest.name != migration.guest
         ]
         best = min(

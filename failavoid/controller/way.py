@@ -234,7 +234,7 @@ class Way:
         evacuation = self._evacuation
         move = self._start_move()
         if self._may_go_on_moving():
-            self._wait(move.has_said_all)
+            self._hear_out(move)
         result, unnamed = move.settle()
         self._note_preparation(result)
         self._steps.done("migrating", None, f"the playbook: {result.status}, {len(unnamed)} guests not named")
@@ -256,6 +256,13 @@ class Way:
         else:
             words = f"{len(moved)} guests run on {evacuation.spare}"
         self._steps.done("verified", "VERIFIED", words)
+
+    def _hear_out(self, move: Move) -> None:
+        """Wait for all that the playbook says; while it verifies guests that have moved, agents look at them too."""
+        self._wait(lambda: move.all_have_moved() or move.has_said_all())
+        if move.all_have_moved():
+            self._around.verifier.ask(self._evacuation, self._moves())
+        self._wait(move.has_said_all)
 
     def _may_go_on_moving(self) -> bool:
         """After a restart: open the gate again, unless the spare was given to somebody else meanwhile."""

@@ -1,5 +1,7 @@
 """Names, tokens and messages: what crosses between the parts is checked."""
 
+import dataclasses
+
 import pytest
 
 from failavoid.shared import messages
@@ -68,6 +70,14 @@ def evacuation() -> messages.Evacuation:
 
 def test_messages_survive_the_way_through_json():
     assert messages.from_dict(messages.Evacuation, messages.to_dict(evacuation())) == evacuation()
+
+
+def test_a_document_shares_nothing_with_its_message():
+    message = evacuation()
+    assert messages.to_dict(message) == dataclasses.asdict(message)
+    document = messages.to_dict(message)
+    document["steps"].append("more")
+    assert message == evacuation()
 
 
 @pytest.mark.parametrize(
