@@ -214,6 +214,40 @@ def test_the_time_limit_of_a_move_grows_with_the_guests_memory(world, monkeypatc
     assert long.state == "moved"
 
 
+def test_a_large_guests_destination_has_time_to_clear_its_memory_before_a_silence_is_a_stall(world, monkeypatch):
+    monkeypatch.setattr(migration, "PREPARE_S_PER_GIB", 400.0)  # of a quarter of a GiB
+    world.job = {"data_processed": 0}
+
+    def comes_late(guest):
+        assert not world.aborted.wait(0.3)
+        world.arrives(guest)
+
+    world.move = comes_late
+    (move,) = moved(world, stall_s=0.05)
+    assert (move.state, world.aborts) == ("moved", 0)
+
+
+def test_memory_is_sent_on_one_connection_at_full_speed_unless_the_site_says_otherwise(world):
+    moved(world, "g1")
+    moved(world, "g2", connections=4, bandwidth_mib_s=1000)
+    plain, wide = world.given
+    assert not plain["flags"] & libvirt.VIR_MIGRATE_PARALLEL
+    assert libvirt.VIR_MIGRATE_PARAM_BANDWIDTH not in plain["parameters"]
+    assert wide["flags"] & libvirt.VIR_MIGRATE_PARALLEL
+    assert wide["flags"] & libvirt.VIR_MIGRATE_TLS
+    assert wide["parameters"][libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] == 4
+    assert wide["parameters"][libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] == 1000
+
+
+def test_moves_share_the_bandwidth_and_what_is_sent_slowly_on_purpose_has_its_time():
+    assert record("g1", "g2", bandwidth_mib_s=100).bandwidth_mib_s() == 50
+    assert record("g1", "g2", bandwidth_mib_s=100, parallel=1).bandwidth_mib_s() == 100
+    assert record("g1", "g2", bandwidth_mib_s=1).bandwidth_mib_s() == 1
+    terabyte_kb = 2**30
+    assert record(seconds_per_gib=1).limit_s(terabyte_kb) == 1024
+    assert record(seconds_per_gib=1, bandwidth_mib_s=100).limit_s(terabyte_kb) == 3 * 2**20 / 100
+
+
 def test_guests_move_at_the_same_time(world):
     both = threading.Barrier(2)
 
