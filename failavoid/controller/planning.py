@@ -79,7 +79,7 @@ class Planner:
             needed = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds))
             reason = f"{words}, and no other host offers {needed} (hypervisor_devices)"
         else:
-            plan.reasons.append(f"to be unplugged before the move: {words}; {', '.join(offer)} offer the same")
+            plan.reasons.append(f"to be unplugged before the move: {words}; {', '.join(offer)} can give the same")
             return True
         plan.decision = CHECKPOINT
         plan.reasons.append(reason)

@@ -245,9 +245,8 @@ def place(state: State, host: Host, guest: str, load: Load = _SMALLEST, share: b
 
 
 def _free_hugepages(state: State, host: Host, node: str, load: Load, places: list[Placement]) -> int:
-    there = [
-        Load.of_guest(state.guests[p.guest]) for p in places if p.numa_node == int(node) and p.guest in state.guests
-    ]
+    names = [place.guest for place in places if place.numa_node == int(node)]
+    there = [Load.of_guest(state.guests[name]) for name in names if name in state.guests]
     set_aside = host.hugepages.get(node, {}).get(str(load.hugepage_kb), 0)
     return set_aside - sum(pages_of(other) for other in there if other.hugepage_kb == load.hugepage_kb)
 

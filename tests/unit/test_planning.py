@@ -84,7 +84,7 @@ def test_guests_with_devices_are_not_moved_unless_site_or_job_have_them_unplugge
 
 def test_a_plan_to_unplug_names_the_devices_and_who_offers_the_same():
     said = " ".join(plan(facts={}, guests=WITH_VF, others=[OFFERS], on_devices="unplug").reasons)
-    assert "to be unplugged before the move: g2 has pci 0000:3b:02.1; host2 offer the same" in said
+    assert "to be unplugged before the move: g2 has pci 0000:3b:02.1; host2 can give the same" in said
 
 
 def test_where_no_host_offers_the_devices_the_guests_do_not_move():
