@@ -141,6 +141,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.failavoid import guests as guests_here
 from ansible.module_utils.failavoid import http, migration
 from ansible.module_utils.failavoid.guest_state import GuestLockedError
+from ansible.module_utils.failavoid.moves import Limits, Move, Record
 from ansible.module_utils.failavoid.names import InvalidNameError, check_name
 
 POLL_S = 20
@@ -184,7 +185,7 @@ def token_of(path: str) -> str:
         raise guests_here.GuestError(f"the token for the gate can't be read from {path}: {error}") from error
 
 
-def planned(guests: List[Dict[str, Any]], here: str) -> List[migration.Move]:
+def planned(guests: List[Dict[str, Any]], here: str) -> List[Move]:
     """The moves that are asked for. Raises GuestError if something is not given."""
     needed = ("destination", "destination_address", "cores", "numa_node")
     for guest in guests:
@@ -192,7 +193,7 @@ def planned(guests: List[Dict[str, Any]], here: str) -> List[migration.Move]:
         if missing:
             raise guests_here.GuestError(f"guest {guest.get('name')}: {', '.join(missing)} not given")
     return [
-        migration.Move(
+        Move(
             guest=check_name("guest", guest.get("name", "")),
             source=here,
             destination=check_name("host", guest["destination"]),
@@ -250,7 +251,7 @@ def main() -> None:
             if params["gate_url"]:
                 token = token_of(params["token_file"])
                 said["opened"] = wait_at_gate(params["gate_url"], token, params["gate_timeout"], is_aborted)
-            limits = migration.Limits(
+            limits = Limits(
                 parallel=params["parallel"],
                 stall_s=params["stall_seconds"],
                 seconds_per_gib=params["seconds_per_gib"],
@@ -258,7 +259,7 @@ def main() -> None:
                 bandwidth_mib_s=params["bandwidth_mib_s"],
                 unplug_s=params["unplug_seconds"],
             )
-            said["changed"] = migration.start(migration.Record(params["evacuation"], moves, limits))
+            said["changed"] = migration.start(Record(params["evacuation"], moves, limits))
         else:
             migration.used_before(connection, record, [move.guest for move in moves])
             if module.check_mode:

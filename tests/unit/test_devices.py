@@ -7,7 +7,7 @@ import time
 import libvirt
 import pytest
 
-from failavoid.shared import devices, guest_state, guests, migration, pinning, taps
+from failavoid.shared import devices, guest_state, guests, migration, moves, pinning, taps
 from tests.unit.migration_world import HUGEPAGES, RUNNING, Connection, World, error
 
 HERE, THERE = "0000:3b:02.1", "0000:5e:00.1"
@@ -35,11 +35,11 @@ def world(tmp_path, monkeypatch):
 
 
 def move_of(*given):
-    return migration.Move("g1", "host01", "host05", DESTINATION, [0, 1], 0, devices=list(given))
+    return moves.Move("g1", "host01", "host05", DESTINATION, [0, 1], 0, devices=list(given))
 
 
 def perform(*given, **limits):
-    record = migration.Record("evac-1", [move_of(*given)], migration.Limits(**limits))
+    record = moves.Record("evac-1", [move_of(*given)], moves.Limits(**limits))
     migration.perform(record)
     return record.moves[0]
 
@@ -123,7 +123,7 @@ def test_a_request_that_the_guest_has_not_answered_yet_may_be_repeated(world):
 
 def test_a_move_can_be_given_up_while_the_guest_holds_its_device(world):
     world.gives_up = lambda _guest, _address: None
-    record = migration.Record("evac-1", [move_of(VF_THERE)])
+    record = moves.Record("evac-1", [move_of(VF_THERE)])
     mover = threading.Thread(target=migration.perform, args=(record,))
     mover.start()
     while not noted():
@@ -137,7 +137,7 @@ def test_a_move_can_be_given_up_while_the_guest_holds_its_device(world):
 def test_a_mover_that_was_killed_after_the_device_was_taken_leaves_the_guest_with_it(world):
     """What the next call of the module does, from the record and the state directory alone."""
     path = guest_state.directory("g1")
-    record = migration.Record("evac-1", [move_of(VF_THERE)])
+    record = moves.Record("evac-1", [move_of(VF_THERE)])
     record.moves[0].state = "running"
     migration.write_record(record)
     devices.unplug(guests.find(guests.connect(), "g1"), path, 20, lambda: False)
@@ -235,7 +235,7 @@ def test_hugepages_of_the_destinations_node_are_counted_before_the_gate_for_all_
     world.hosts["host01"]["g2"] = RUNNING
     world.devices.clear()
     world.backing, world.hugepages = HUGEPAGES, 255
-    both = [move_of(), migration.Move("g2", "host01", "host05", DESTINATION, [2, 3], 0)]
+    both = [move_of(), moves.Move("g2", "host01", "host05", DESTINATION, [2, 3], 0)]
     with pytest.raises(guests.GuestError, match="host05 has 255 free hugepages of 2048 kB on NUMA node 0 and 256 are"):
         migration.preflight(guests.connect(), both, {})
     migration.preflight(guests.connect(), both[:1], {})

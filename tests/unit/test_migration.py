@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ET
 import libvirt
 import pytest
 
-from failavoid.shared import guest_state, guests, migration, taps
+from failavoid.shared import guest_state, guests, migration, moves, taps
 from tests.unit.migration_world import PAUSED, RUNNING, Connection, World, error
 
 THERE = "10.77.1.5"
@@ -39,8 +39,8 @@ def world(tmp_path, monkeypatch):
 
 
 def record(*names, **limits):
-    moves = [migration.Move(name, "host01", "host05", THERE, [0, 1], 0) for name in names or ("g1",)]
-    return migration.Record("evac-1", moves, migration.Limits(**limits))
+    made = [moves.Move(name, "host01", "host05", THERE, [0, 1], 0) for name in names or ("g1",)]
+    return moves.Record("evac-1", made, moves.Limits(**limits))
 
 
 def moved(world, *names, **limits):
@@ -199,7 +199,7 @@ def test_a_guest_that_writes_faster_than_it_is_sent_does_not_stall(world):
 
 
 def test_the_time_limit_of_a_move_grows_with_the_guests_memory(world, monkeypatch):
-    monkeypatch.setattr(migration, "LEAST_LIMIT_S", 0.05)
+    monkeypatch.setattr(moves, "LEAST_LIMIT_S", 0.05)
 
     def lasts(guest):
         if world.aborted.wait(0.5):
@@ -342,17 +342,17 @@ def test_a_name_is_for_one_evacuation(world):
 
 def test_what_can_be_known_before_is_checked_before(world):
     connection = guests.connect()
-    moves = record().moves
+    asked = record().moves
     files = ["/boot/vmlinuz", "/boot/initrd.img"]
-    migration.preflight(connection, moves, {"host05": files})
+    migration.preflight(connection, asked, {"host05": files})
     with pytest.raises(guests.GuestError, match=r"boots /boot/initrd.img, which host05 does not have"):
-        migration.preflight(connection, moves, {"host05": files[:1]})
+        migration.preflight(connection, asked, {"host05": files[:1]})
     world.silent.add(THERE)
     with pytest.raises(guests.GuestError, match="can't be reached"):
-        migration.preflight(connection, moves, {})
+        migration.preflight(connection, asked, {})
     world.hosts["host01"]["g1"] = PAUSED
     with pytest.raises(guests.GuestError, match="does not run on this host: nothing is moved"):
-        migration.preflight(connection, moves, {})
+        migration.preflight(connection, asked, {})
 
 
 def test_a_host_that_does_not_answer_is_named_with_what_to_check():
@@ -373,7 +373,7 @@ def test_the_oldest_records_of_ended_evacuations_are_removed_and_open_ones_stay(
     monkeypatch.setattr(migration, "KEPT_RECORDS", 2)
     for number in range(4):
         ended = None if number == 0 else float(number)
-        migration.write_record(migration.Record(f"old-{number}", [], ended=ended))
+        migration.write_record(moves.Record(f"old-{number}", [], ended=ended))
         os.utime(migration.record_path(f"old-{number}"), (number, number))
         migration.record_path(f"old-{number}").with_suffix(".lock").touch()
     assert migration.start(record())
