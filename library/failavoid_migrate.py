@@ -28,7 +28,10 @@ options:
     choices: [moved, aborted]
     default: moved
   guests:
-    description: The guests, each with C(name), C(destination), C(destination_address), C(cores) and C(numa_node).
+    description:
+      - The guests, each with C(name), C(destination), C(destination_address), C(cores) and C(numa_node).
+      - A guest that devices are passed through to needs C(devices), those of the destination that it gets instead, each
+        with C(kind) and PCI C(address). What it has is unplugged then; if it stays after all it gets that again.
     type: list
     elements: dict
     default: []
@@ -48,6 +51,18 @@ options:
     description: A move that lasts longer than this for each GiB of the guest's memory (and two minutes) is given up.
     type: float
     default: 120
+  connections:
+    description: How many connections the memory of each guest is sent on; more where one does not fill the network.
+    type: int
+    default: 1
+  bandwidth_mib_s:
+    description: MiB a second that all moves of one call may take together, shared out evenly. 0 for no limit.
+    type: int
+    default: 0
+  unplug_seconds:
+    description: Seconds a guest has to give up the devices that are passed through to it.
+    type: float
+    default: 30
   gate_url:
     description: Address that tells when the guests may move, asked by long polls. Empty moves them at once.
     type: str
@@ -126,6 +141,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.failavoid import guests as guests_here
 from ansible.module_utils.failavoid import http, migration
 from ansible.module_utils.failavoid.guest_state import GuestLockedError
+from ansible.module_utils.failavoid.moves import Limits, Move, Record
 from ansible.module_utils.failavoid.names import InvalidNameError, check_name
 
 POLL_S = 20
@@ -169,7 +185,7 @@ def token_of(path: str) -> str:
         raise guests_here.GuestError(f"the token for the gate can't be read from {path}: {error}") from error
 
 
-def planned(guests: List[Dict[str, Any]], here: str) -> List[migration.Move]:
+def planned(guests: List[Dict[str, Any]], here: str) -> List[Move]:
     """The moves that are asked for. Raises GuestError if something is not given."""
     needed = ("destination", "destination_address", "cores", "numa_node")
     for guest in guests:
@@ -177,13 +193,14 @@ def planned(guests: List[Dict[str, Any]], here: str) -> List[migration.Move]:
         if missing:
             raise guests_here.GuestError(f"guest {guest.get('name')}: {', '.join(missing)} not given")
     return [
-        migration.Move(
+        Move(
             guest=check_name("guest", guest.get("name", "")),
             source=here,
             destination=check_name("host", guest["destination"]),
             destination_address=guest["destination_address"],
             cores=guest["cores"],
             numa_node=guest["numa_node"],
+            devices=guest.get("devices", []),
         )
         for guest in guests
     ]
@@ -208,6 +225,9 @@ def main() -> None:
             "parallel": {"type": "int", "default": 8},
             "stall_seconds": {"type": "float", "default": 60.0},
             "seconds_per_gib": {"type": "float", "default": 120.0},
+            "connections": {"type": "int", "default": 1},
+            "bandwidth_mib_s": {"type": "int", "default": 0},
+            "unplug_seconds": {"type": "float", "default": 30.0},
             "gate_url": {"type": "str", "default": ""},
             "gate_timeout": {"type": "int", "default": 3600},
             "token_file": {"type": "path", "default": "/etc/failavoid/agent.json"},
@@ -231,8 +251,15 @@ def main() -> None:
             if params["gate_url"]:
                 token = token_of(params["token_file"])
                 said["opened"] = wait_at_gate(params["gate_url"], token, params["gate_timeout"], is_aborted)
-            limits = migration.Limits(params["parallel"], params["stall_seconds"], params["seconds_per_gib"])
-            said["changed"] = migration.start(migration.Record(params["evacuation"], moves, limits))
+            limits = Limits(
+                parallel=params["parallel"],
+                stall_s=params["stall_seconds"],
+                seconds_per_gib=params["seconds_per_gib"],
+                connections=params["connections"],
+                bandwidth_mib_s=params["bandwidth_mib_s"],
+                unplug_s=params["unplug_seconds"],
+            )
+            said["changed"] = migration.start(Record(params["evacuation"], moves, limits))
         else:
             migration.used_before(connection, record, [move.guest for move in moves])
             if module.check_mode:

@@ -340,6 +340,15 @@ def run(
     on_deadline: Annotated[
         str, typer.Option(help="When not all ranks stop in time: migrate or cancel. Empty: as the site does.")
     ] = "",
+    guest_hugepages: Annotated[
+        str, typer.Option(help="Pages that back the guests' memory: 2MiB, 1GiB or none. Empty: as the site does.")
+    ] = "",
+    guest_device: Annotated[
+        list[str] | None, typer.Option(help="Kind of a device to pass through to each guest; may be repeated.")
+    ] = None,
+    on_devices: Annotated[
+        str, typer.Option(help="Before guests with devices move: refuse or unplug. Empty: as the site does.")
+    ] = "",
 ) -> None:
     """Run an MPI program in guests of its own; returns the program's exit status."""
     from failavoid.cli.run import RunRequest, run_job
@@ -358,6 +367,9 @@ def run(
         on_hosts,
         expected_time,
         hardware_class,
+        guest_hugepages,
+        guest_device or [],
+        on_devices,
     )
     raise typer.Exit(run_job(request))
 

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from failavoid.cli import mpi
@@ -53,11 +53,15 @@ class RunRequest:
     on_hosts: bool = False
     expected_time: str = ""
     hardware_class: str = ""
+    guest_hugepages: str = ""
+    guest_devices: list[str] = field(default_factory=list)
+    on_devices: str = ""
 
 
 def run_job(request: RunRequest) -> int:
     """Run the job and return the program's exit status. Raises CliError."""
     memory_kb = kilobytes(request.guest_memory)
+    hugepage_kb = None if request.guest_hugepages == "" else hugepage_size(request.guest_hugepages)
     expected_s = seconds(request.expected_time) if request.expected_time else None
     who = user()
     if who.pw_uid == 0:
@@ -82,6 +86,9 @@ def run_job(request: RunRequest) -> int:
             resource="hosts" if request.on_hosts else "",
             expected_s=expected_s,
             on_deadline=request.on_deadline,
+            guest_hugepage_kb=hugepage_kb,
+            guest_devices=request.guest_devices,
+            on_devices=request.on_devices,
         )
         return _follow(asked, request, key, Path(who.pw_dir))
     except OSError as error:
@@ -100,6 +107,11 @@ def kilobytes(text: str) -> int:
     if not match:
         raise CliError(f"{text!r} is not a size of memory: write it as 512MiB or 2GiB", WRONG_WORDS)
     return int(match[1]) * {"k": 1, "m": 1024, "g": 1024**2}[match[2].lower()]
+
+
+def hugepage_size(text: str) -> int:
+    """Read the size of a hugepage in kB; "none" is 0, for ordinary pages. Raises CliError."""
+    return 0 if text.strip().lower() == "none" else kilobytes(text)
 
 
 def seconds(text: str) -> float:

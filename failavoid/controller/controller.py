@@ -219,15 +219,17 @@ class Controller:
         hosts = hosts_of(where, membership)
         if not hosts:
             raise RequestError(404, f"there is no host or failure domain {where}: see 'failavoid hosts' for the names")
-        addresses = {host.name: host.address for host in membership.hosts}
+        known = {host.name: host for host in membership.hosts}
+        jobs = {job.id: job for job in membership.jobs}
         found = []
         for host in hosts:
+            others = [other for other in membership.hosts if other.name != host]
             for job in jobs_on(host, membership):
                 run = self.fleet.open_on(host, job)
                 lead = lead_of(run.evacuation.alarm if run else None, self.around.clock.now())
                 guests = [g for g in membership.guests if (g.host, g.job) == (host, job) and g.state != "lost"]
-                known = next(one for one in membership.jobs if one.id == job)
-                found.append(self.around.planner.plan(host, addresses[host], known, guests, lead, self.evacuations()))
+                plan = self.around.planner.plan(known[host], jobs[job], guests, lead, self.evacuations(), others)
+                found.append(plan)
         return found
 
     def progress(self, evacuation_id: str) -> list[MoveProgress]:

@@ -44,6 +44,7 @@ def make_controller(settings: Settings, secret: bytes) -> Controller:
         playbook_logs(settings),
         settings.url.rstrip("/"),
         limits.gather_timeout_s + limits.migration_timeout_s,
+        limits.migration_s_per_gib,
     )
     board = NoticeBoard(journal, changed, news, clock)
     around = Surroundings(

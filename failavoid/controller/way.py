@@ -98,6 +98,7 @@ class Way:
                     *(p.guest, evacuation.host, p.host, p.cores, p.numa_node),
                     address=guests[p.guest].address,
                     attempt=evacuation.attempt,
+                    devices=p.devices,
                 )
                 for p in placements
             ]
@@ -113,7 +114,8 @@ class Way:
             raise CancelledEvacuation(f"there is no {'host ' + evacuation.host if job else 'job ' + evacuation.job}")
         past = [run.evacuation for run in self._fleet.runs.values()]
         lead = lead_of(evacuation.alarm, around.clock.now())
-        plan = around.planner.plan(host.name, host.address, job, list(guests.values()), lead, past)
+        others = [other for other in around.cluster.refresh().hosts if other.name != host.name]
+        plan = around.planner.plan(host, job, list(guests.values()), lead, past, others)
         words = f"{plan.decision}: {'; '.join(plan.reasons)}"
         with around.changed:
             evacuation.plan = plan
@@ -483,8 +485,10 @@ class Way:
         """Start this attempt's playbook, or go on hearing it."""
         if self._move is None:
             around, evacuation = self._around, self._evacuation
-            hosts = {host.name: host for host in around.cluster.refresh().hosts}
-            order = MoveOrder(evacuation.id, evacuation.attempt, self._moves(), hosts)
+            membership, moves = around.cluster.refresh(), self._moves()
+            hosts, moving = {host.name: host for host in membership.hosts}, {move.guest for move in moves}
+            memory_kb = sum(guest.memory_kb for guest in membership.guests if guest.name in moving)
+            order = MoveOrder(evacuation.id, evacuation.attempt, moves, hosts, memory_kb)
             self._move = Move(order, around.migrate, around.abort, around.changed, around.clock)
             self._move.start()
         return self._move
@@ -502,7 +506,7 @@ class Way:
         if self._steps.is_done("committed"):
             return True
         moved = [m for m in self._moves() if m.state == MOVED]
-        placements = [Placement(m.guest, m.destination, m.cores, m.numa_node) for m in moved]
+        placements = [Placement(m.guest, m.destination, m.cores, m.numa_node, m.devices) for m in moved]
         self._steps.begin("committed")
         try:
             if not self._spare.commit(placements, attempts):

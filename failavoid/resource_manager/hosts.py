@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import httpx
 
-from failavoid.resource_manager import background, hooks, leases
+from failavoid.resource_manager import background, hooks, leases, placement
 from failavoid.resource_manager.guests import Guests
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.state import PROGRAM, State, mark, unmark
@@ -148,7 +148,8 @@ class Hosts:
         with self._store.view() as state:
             host = state.hosts[name]
             expected = [guest for guest in state.guests_on(name) if guest.state != "lost" or guest.job]
-            free = host.memory_kb - self._settings.reserve_kb - sum(guest.memory_kb for guest in expected)
+            taken = sum(guest.memory_kb for guest in expected if not guest.hugepage_kb)
+            free = placement.room_kb(host, self._settings) - taken
         variables = {
             "restore_host": check_name("host", name),
             "restore_guests": [check_name("guest", guest.name) for guest in expected],

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from failavoid.resource_manager import placement
 from failavoid.resource_manager.image import Image
 from failavoid.resource_manager.settings import Settings
-from failavoid.shared.messages import Assignment, Guest, JobRequest
+from failavoid.shared.messages import Assignment, Guest, JobRequest, to_dict
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import mint
 
@@ -85,6 +85,8 @@ class Identities:
             "uuid": guest.uuid,
             "memory_kb": guest.memory_kb,
             "vcpus": len(guest.cores),
+            "hugepage_kb": guest.hugepage_kb,
+            "devices": [to_dict(device) for device in guest.devices],
             "cores": guest.cores,
             "numa_node": guest.numa_node,
             "address": guest.address,

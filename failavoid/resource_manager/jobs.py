@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -44,6 +45,8 @@ class Jobs:
     def allocate(self, ident: str, request: JobRequest, who: str) -> Job:
         """Take hosts for a job and note the guests it will have. Raises NoRoomError or ImageError."""
         resource = self.resource(request)
+        if request.guest_hugepage_kb is None:
+            request = dataclasses.replace(request, guest_hugepage_kb=self._settings.guest_hugepage_kb)
         terms: set[str] = set()
         if resource == "guests":
             image = self._guests.image()

@@ -37,20 +37,20 @@ def _choose(state: State, request: LeaseRequest, settings: Settings) -> Host:
     hosts = [host for host in state.hosts.values() if request.host in ("", host.name)]
     allowed = [host for host in hosts if not _avoided(host, request)]
     free = [host for host in allowed if host.pool == "free" and host.name not in leased]
-    objections = {host.name: _too_small(state, host, coming, settings) for host in free}
+    # a free host is rid of the guests that no job uses
+    empty = State(guests={guest.name: guest for guest in coming})
+    objections = {host.name: _objection(empty, host, coming, settings) for host in free}
     fitting = [host for host in free if not objections[host.name]]
     if not fitting:
         beside = {lease.host for lease in state.leases.values() if lease.evacuation in request.beside}
-        fitting = [
-            host for host in allowed if host.name in beside and not placement.objection(state, host, coming, settings)
-        ]
+        fitting = [host for host in allowed if host.name in beside and not _objection(state, host, coming, settings)]
     if not fitting and request.pack:
         jobs = {guest.job for guest in coming if guest.job}
         used = {guest.host for guest in state.guests.values() if guest.job in jobs}
         fitting = [
             host
             for host in allowed
-            if host.name in used and not host.marks and not placement.objection(state, host, coming, settings)
+            if host.name in used and not host.marks and not _objection(state, host, coming, settings)
         ]
     if not fitting:
         pools = ", ".join(
@@ -74,16 +74,16 @@ def _avoided(host: Host, request: LeaseRequest) -> bool:
     return host.name in request.avoid_hosts or not domains.isdisjoint(request.avoid_domains)
 
 
-def _too_small(state: State, spare: Host, coming: list[Guest], settings: Settings) -> str:
-    """Why guests can't come to a spare once it is rid of those that no job uses, or nothing."""
-    empty = State(guests={guest.name: guest for guest in coming})
-    trouble = placement.objection(empty, spare, coming, settings)
-    if trouble or settings.share_cores:
+def _objection(state: State, spare: Host, coming: list[Guest], settings: Settings) -> str:
+    """Why guests can't come to a host beside those that ``state`` has there, or nothing: they are placed to see."""
+    trouble = placement.objection(state, spare, coming, settings)
+    if trouble:
         return trouble
+    trial = State(guests=state.guests, reserved=dict(state.reserved))
     try:
         for guest in coming:
-            placed = placement.place(empty, spare, guest.name, len(guest.cores))
-            empty.reserved[guest.name] = placed
+            load = placement.Load.of_guest(guest)
+            trial.reserved[guest.name] = placement.place(trial, spare, guest.name, load, settings.share_cores)
     except placement.NoRoomError as error:
         return str(error)
     return ""
@@ -99,7 +99,7 @@ def give_back(state: State, lease: Lease) -> None:
 
 
 def reserve(state: State, guests: list[str], host: str, settings: Settings) -> list[Placement]:
-    """Reserve cores and memory for guests on a host; asked again, the same ones. Raises NoRoomError."""
+    """Reserve cores, memory and devices for guests on a host; asked again, the same ones. Raises NoRoomError."""
     if host not in state.hosts:
         raise placement.NoRoomError(f"there is no host {host}")
     unknown = [name for name in guests if name not in state.guests]
@@ -112,8 +112,8 @@ def reserve(state: State, guests: list[str], host: str, settings: Settings) -> l
     for name in guests:
         reserved = state.reserved.get(name)
         if reserved is None or reserved.host != host:
-            vcpus = len(state.guests[name].cores)
-            reserved = placement.place(state, state.hosts[host], name, vcpus, settings.share_cores)
+            load = placement.Load.of_guest(state.guests[name])
+            reserved = placement.place(state, state.hosts[host], name, load, settings.share_cores)
             state.reserved[name] = reserved
         placed.append(reserved)
     return placed
@@ -135,6 +135,7 @@ def commit(state: State, lease: Lease, placements: list[Placement], who: str) ->
     for placed in placements:
         guest = state.guests[placed.guest]
         guest.host, guest.cores, guest.numa_node = placed.host, placed.cores, placed.numa_node
+        guest.devices = placed.devices
         state.reserved.pop(placed.guest, None)
     in_use = {guest.host for guest in state.guests.values() if guest.job}
     for name in left - in_use:

@@ -111,7 +111,7 @@ def take_hosts(store: Store, settings: Settings) -> None:
         for name, host in declared.items():
             known = state.hosts.setdefault(name, Host(name, host.address))
             known.address, known.memory_kb, known.numa = host.address, host.memory_kb, host.numa
-            known.domains = host.domains
+            known.domains, known.hugepages, known.devices = host.domains, host.hugepages, host.devices
             known.hardware_class, known.reserved_spare = host.hardware_class, host.reserved_spare
             unmark(known, "retired", PROGRAM)
         used = {guest.host for guest in state.guests.values() if guest.job}

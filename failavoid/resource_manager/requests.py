@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from failavoid.shared.messages import ON_DEADLINE, POLICIES, RESOURCES, JobRequest
+from failavoid.shared.messages import ON_DEADLINE, ON_DEVICES, POLICIES, RESOURCES, JobRequest
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import Identity
 
@@ -55,6 +55,12 @@ def check_request(request: JobRequest, caller: Identity) -> None:
         raise HTTPException(422, f"policy {request.policy!r} is not known: use one of {', '.join(POLICIES)}")
     if request.on_deadline and request.on_deadline not in ON_DEADLINE:
         raise HTTPException(422, f"on_deadline {request.on_deadline!r} is not known: use {' or '.join(ON_DEADLINE)}")
+    if request.on_devices and request.on_devices not in ON_DEVICES:
+        raise HTTPException(422, f"on_devices {request.on_devices!r} is not known: use {' or '.join(ON_DEVICES)}")
+    if (request.guest_hugepage_kb or 0) < 0:
+        raise HTTPException(422, f"guest_hugepage_kb is {request.guest_hugepage_kb}; it must be 0 or more")
+    for kind in request.guest_devices:
+        check_name("device kind", kind)
     if request.resource not in ("", *RESOURCES):
         raise HTTPException(422, f"resource {request.resource!r} is not known: use one of {', '.join(RESOURCES)}")
     if request.expected_s is not None and not request.expected_s > 0:

@@ -20,10 +20,14 @@ class HostSettings:
     hardware_class: str = ""
     reserved_spare: bool = False
     domains: dict[str, str] = field(default_factory=dict)  # failure domains, e.g. {"rack": "r1", "psu": "p3"}
+    hugepages: dict[str, dict[str, int]] = field(default_factory=dict)  # NUMA node -> size in kB -> number set aside
+    devices: dict[str, list[str]] = field(default_factory=dict)  # for guests: kind -> PCI addresses
 
     def __post_init__(self) -> None:
         for kind, name in self.domains.items():
             check_domain(f"{kind}={name}")
+        for kind in self.devices:
+            check_name("device kind", kind)
 
 
 @dataclass
@@ -35,6 +39,7 @@ class WarmPool:
     vcpus: int = 1
     per_host: int = 1
     user: str = ""
+    hugepage_kb: int = 0
 
 
 @dataclass
@@ -78,6 +83,7 @@ class Settings:
     warm_pools: list[WarmPool] = field(default_factory=list)
     hooks: Hooks = field(default_factory=Hooks)
     guest_interval_s: float = 5.0
+    guest_hugepage_kb: int = 0  # of guests whose job does not say; 0: ordinary pages
     guest_mounts: list[dict[str, Any]] = field(default_factory=list)
     guest_root_keys: list[str] = field(default_factory=list)
     reserve_kb: int = 262144  # of a host's memory that no guest gets

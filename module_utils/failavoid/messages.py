@@ -19,6 +19,7 @@ POOLS = ("free", "allocated", "suspect", "defunct")
 MARKS = ("drained", "suspect", "retired")
 POLICIES = ("migrate", "checkpoint", "off")  # of a job whose host is about to fail
 ON_DEADLINE = ("migrate", "cancel")  # when not all ranks stopped in time
+ON_DEVICES = ("refuse", "unplug")  # to move guests that devices are passed through to
 RESOURCES = ("guests", "hosts")
 NOTICE_KINDS = ("move", "checkpoint")
 EVACUATION_ENDS = ("RETIRED", "MOVED", "CHECKPOINTED", "CANCELLED", "FAILED")
@@ -196,8 +197,19 @@ class Mark:
 
 
 @dataclass
+class Device:
+    """A host's PCI device that can be passed through to a guest; the same ``kind`` does the same on every host."""
+
+    kind: str
+    address: str  # of PCI on its host, such as 0000:3b:02.1
+
+
+@dataclass
 class Host:
     """A physical node. ``numa`` maps NUMA nodes' numbers to cores, ``domains`` kinds of failure domain to names.
+
+    ``hugepages`` are those that were set aside: NUMA node -> size of a page in kB -> number of pages. They are part of
+    ``memory_kb``. ``devices`` are for guests: kind -> PCI addresses.
 
     ``pool`` and ``reason`` follow from the marks, the jobs and the leases: retired is defunct, a job makes it
     allocated, another mark suspect. A reserved spare takes the guests of evacuations alone.
@@ -214,6 +226,8 @@ class Host:
     hardware_class: str = ""  # guests move between hosts of one class
     reserved_spare: bool = False
     domains: Dict[str, str] = field(default_factory=dict)  # e.g. {"rack": "r1", "psu": "p3"}
+    hugepages: Dict[str, Dict[str, int]] = field(default_factory=dict)
+    devices: Dict[str, List[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -236,6 +250,8 @@ class Guest:
     image: str = ""  # digest of the system image it booted
     hardware_class: str = ""  # of the host it booted on: where its CPU is known to work
     idle_since: Optional[float] = None  # when its last job ended
+    hugepage_kb: int = 0  # size of the pages that back its memory; 0: ordinary ones
+    devices: List[Device] = field(default_factory=list)  # of its host, passed through to it
 
 
 @dataclass
@@ -260,6 +276,9 @@ class JobRequest:
     resource: str = ""  # of RESOURCES; empty: the site's choice, by the expected time
     expected_s: Optional[float] = None  # how long the job will run
     on_deadline: str = ""  # of ON_DEADLINE; empty: the site's
+    guest_hugepage_kb: Optional[int] = None  # 0: ordinary pages; None: the site's
+    guest_devices: List[str] = field(default_factory=list)  # kinds of what is passed through to each guest
+    on_devices: str = ""  # of ON_DEVICES; empty: the site's
 
 
 @dataclass
@@ -312,12 +331,13 @@ class Lease:
 
 @dataclass
 class Placement:
-    """Where one guest is to run, or runs: ``cores`` are of NUMA node ``numa_node`` of ``host``."""
+    """Where one guest is to run, or runs: ``cores`` are of NUMA node ``numa_node`` of ``host``, as are ``devices``."""
 
     guest: str
     host: str
     cores: List[int]
     numa_node: int
+    devices: List[Device] = field(default_factory=list)
 
 
 @dataclass
@@ -418,6 +438,7 @@ class Migration:
     error: str = ""
     address: str = ""  # the guest's: its tap on the destination may speak with it
     attempt: int = 1  # of the evacuation; a guest that stayed moves in a later one
+    devices: List[Device] = field(default_factory=list)  # of the destination, plugged in there
 
 
 @dataclass
@@ -432,7 +453,7 @@ class Step:
 
 @dataclass
 class GuestPlan:
-    """What is expected of one guest's move. ``devices`` are passed through to it and can't move."""
+    """What is expected of one guest's move. ``devices`` of the source are passed through to it and can't move."""
 
     guest: str
     memory_kb: int

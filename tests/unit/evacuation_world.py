@@ -21,6 +21,7 @@ from failavoid.playbook_runner import PlaybookResult
 from failavoid.services import Changes
 from failavoid.shared.messages import (
     Alarm,
+    Device,
     Evidence,
     Guest,
     GuestReport,
@@ -91,8 +92,14 @@ class FakeManager:
         if path == "/leases":
             return self.lease(from_dict(LeaseRequest, body))
         if path == "/placements":
+            host = next(host for host in self.membership.hosts if host.name == body["host"])
+            guests = {guest.name: guest for guest in self.membership.guests}
             return httpx.Response(
-                200, json=[to_dict(Placement(g, body["host"], [i], 0)) for i, g in enumerate(body["guests"])]
+                200,
+                json=[
+                    to_dict(Placement(name, host.name, [core], 0, offered(host, guests.get(name))))
+                    for core, name in enumerate(body["guests"])
+                ],
             )
         if path.endswith("/suspect"):
             (self.suspected.discard if method == "DELETE" else self.suspected.add)(path.split("/")[2])
@@ -331,6 +338,11 @@ class World:
         self.until(lambda: run.evacuation.state in states)
         with self.around.changed:  # the step that led here is written down
             return run.evacuation
+
+
+def offered(host, guest):
+    """The first device of each kind that a guest needs."""
+    return [Device(device.kind, host.devices[device.kind][0]) for device in (guest.devices if guest else [])]
 
 
 def stays(migration):

@@ -11,10 +11,10 @@ from fastapi.testclient import TestClient
 
 from failavoid.controller.api import build_app
 from failavoid.controller.connections import keep_connections
-from failavoid.controller.playbooks import MoveOrder, variables
+from failavoid.controller.playbooks import MoveOrder, Playbooks, variables
 from failavoid.controller.settings import Settings
 from failavoid.services import SettingsError, load_settings
-from failavoid.shared.messages import Alarm, Evacuation, Evidence, GuestReport, Host, Migration, to_dict
+from failavoid.shared.messages import Alarm, Device, Evacuation, Evidence, GuestReport, Host, Migration, to_dict
 from failavoid.shared.tokens import mint
 
 SECRET = b"s" * 48
@@ -298,7 +298,8 @@ def test_a_bad_setting_is_refused_by_name(tmp_path, text, complaint):
 
 def test_the_playbook_is_given_checked_words_only():
     hosts = {"host4": Host("host4", "10.0.0.4")}
-    move = Migration("g1", "host1", "host4", [2], 1, address="10.0.1.1")
+    vf = Device("ib-vf", "0000:5e:00.1")
+    move = Migration("g1", "host1", "host4", [2], 1, address="10.0.1.1", devices=[vf])
     order = MoveOrder("e-1", 2, [move], hosts)
     assert variables(order, "http://10.0.0.1:7413") == {
         "evacuation": "e-1-a2",
@@ -311,6 +312,7 @@ def test_the_playbook_is_given_checked_words_only():
                 "destination_address": "10.0.0.4",
                 "cores": [2],
                 "numa_node": 1,
+                "devices": [{"kind": "ib-vf", "address": "0000:5e:00.1"}],
             }
         ],
         "migrate_gate_url": "http://10.0.0.1:7413/evacuations/e-1/gate/2",
@@ -318,3 +320,12 @@ def test_the_playbook_is_given_checked_words_only():
     hosts["host4"].address = "{{ lookup('pipe', 'id') }}"
     with pytest.raises(ValueError, match="not allowed"):
         variables(order, "http://10.0.0.1:7413")
+    hosts["host4"].address, vf.kind = "10.0.0.4", "{{ x }}"
+    with pytest.raises(ValueError, match=r"device kind name .* is not allowed"):
+        variables(order, "http://10.0.0.1:7413")
+
+
+def test_the_time_of_a_playbook_grows_with_the_memory_that_moves(tmp_path):
+    playbooks = Playbooks(tmp_path / "hosts.yml", tmp_path, "http://10.0.0.1:7413", 360.0, 120.0)
+    assert playbooks.limit_s(MoveOrder("e-1", 1, [], {})) == 360.0
+    assert playbooks.limit_s(MoveOrder("e-1", 1, [], {}, memory_kb=2 * 512 * 2**20)) == 360.0 + 120.0 * 1024

@@ -12,7 +12,7 @@ from failavoid.controller.controller import RequestError
 from failavoid.controller.libvirt_view import RUNNING, GuestFacts
 from failavoid.controller.limits import Policy
 from failavoid.playbook_runner import PlaybookResult
-from failavoid.shared.messages import Alarm, Evidence, Guest, Job, MoveProgress
+from failavoid.shared.messages import Alarm, Device, Evidence, Guest, Job, MoveProgress
 
 
 @pytest.fixture
@@ -299,6 +299,22 @@ def test_guests_with_passed_through_devices_stay_and_their_job_is_told_to_checkp
     assert ended_plan.decision == "checkpoint"
     assert "guest2 has pci 0000:3b:02.1" in ended_plan.reasons[0]
     world.ranks_behave()
+
+
+def test_guests_whose_devices_are_to_be_unplugged_get_those_of_their_spare(tmp_path):
+    world = make(tmp_path, policy=Policy(on_devices="unplug"))
+    for host in world.manager.membership.hosts:
+        host.devices = {"ib-vf": ["0000:5e:00.1", "0000:5e:00.2"]}
+    guest = next(guest for guest in world.manager.membership.guests if guest.name == "guest2")
+    guest.devices = [Device("ib-vf", "0000:3b:02.1")]
+    world.manager.change()
+    world.ranks_behave()
+    ended = world.until_state(world.alarm(), "RETIRED")
+    assert ended.plan.decision == "migrate"
+    plugged = [Device("ib-vf", "0000:5e:00.1")]
+    assert {m.guest: m.devices for m in ended.migrations} == {"guest1": [], "guest2": plugged}
+    committed = {placed["guest"]: placed["devices"] for placed in world.manager.commits[0][1]}
+    assert committed["guest2"] == [dataclasses.asdict(plugged[0])]
 
 
 def test_where_nothing_helps_in_time_a_site_may_give_up_or_try_all_the_same(tmp_path):

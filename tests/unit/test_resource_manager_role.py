@@ -17,7 +17,14 @@ def settings(tmp_path, hosts, **variables):
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"to_json": json.dumps, "bool": bool}
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
-    found = {"memory_kb": 4096, "numa": {"0": [0, 1]}, "domain_type": "kvm", "cpu": "EPYC"}
+    found = {
+        "memory_kb": 4096,
+        "numa": {"0": [0, 1]},
+        "domain_type": "kvm",
+        "cpu": "EPYC",
+        "hugepages": {},
+        "devices": {},
+    }
     hostvars = {
         name: {
             "ansible_host": f"10.0.0.{number}",
@@ -45,6 +52,12 @@ def test_the_defaults_are_settings(tmp_path):
     made = settings(tmp_path, {"host01": {}})
     assert (made.warm_pools, made.hooks, made.compatible, made.share_cores) == ([], Hooks(), {}, False)
     assert made.hosts[0].numa == {"0": [0, 1]}
+
+
+def test_what_hosts_offer_comes_through(tmp_path):
+    offered = {"hugepages": {"0": {"2048": 512}}, "devices": {"ib-vf": ["0000:3b:00.1"]}}
+    host = settings(tmp_path, {"host01": {"found": offered}}).hosts[0]
+    assert (host.hugepages, host.devices) == (offered["hugepages"], offered["devices"])
 
 
 def test_pools_and_commands_come_through(tmp_path):

@@ -70,6 +70,25 @@ def test_a_spare_is_shared_with_another_evacuation_of_the_host_when_none_is_free
     assert site.host("host3").reason == "leased to x-2"
 
 
+def test_a_spare_has_the_devices_and_hugepages_of_the_guests_that_come(site):
+    with site.store.change() as state:
+        for name in ("host1", "host4"):
+            state.hosts[name].devices = {"ib-vf": ["0000:3b:00.1", "0000:3b:00.2"]}
+        state.hosts["host4"].hugepages = {"0": {"2048": 256}}
+    job = site.ready(hosts=1, guest_devices=["ib-vf"])
+    coming = [guest.name for guest in site.guests(job.id).values()]
+    assert {guest.host for guest in site.guests(job.id).values()} == {"host1"}
+    held = lease(site, guests=coming, avoid_hosts=["host1"]).json()
+    assert held["host"] == "host4"
+    placed = site.post("/placements", {"guests": coming, "host": "host4"}).json()
+    assert [one["devices"][0]["address"] for one in placed] == ["0000:3b:00.1", "0000:3b:00.2"]
+    assert site.post(f"/leases/{held['id']}/commit", {"placements": placed}).status_code == 200
+    assert [g.devices[0].address for g in site.guests(job.id).values()] == ["0000:3b:00.1", "0000:3b:00.2"]
+    refused = lease(site, "e-2", guests=coming, avoid_hosts=["host4", "host1"])
+    assert refused.status_code == 409
+    assert "would need 2 ib-vf and it has 0" in refused.json()["detail"]
+
+
 def test_guests_are_packed_onto_a_host_of_their_job_only_if_it_has_room(site):
     job = site.ready()
     leave_nothing_free(site)
