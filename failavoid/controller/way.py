@@ -9,6 +9,7 @@ Whatever happens, the ranks are released.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -199,11 +200,15 @@ class Way:
         self._steps.begin("gathered")
         if evacuation.kind != CHECKPOINT:
             self._start_move()
-        guests = self._guests()
-        self._wait(
-            lambda: self._interrupted() or self._playbook_ended() or self._ranks.ready(guests) == guests,
-            self._ranks.deadline(),
-        )
+        guests, deadline = self._guests(), self._ranks.deadline()
+
+        def settled() -> object:
+            return self._interrupted() or self._playbook_ended() or self._ranks.ready(guests) == guests
+
+        began = self._around.clock.now()
+        self._wait(settled, deadline)
+        if not settled() and self._wait_while_cut_off():  # nobody could be heard: they get the same time again
+            self._wait(settled, self._around.clock.now() + max(deadline - began, self._around.limits.gather_minimum_s))
         with self._around.changed:
             ready = self._ranks.ready(guests)
         self._give_way()
@@ -235,6 +240,10 @@ class Way:
         move = self._start_move()
         if self._may_go_on_moving():
             self._wait(move.has_said_all)
+            while self._playbook_ended() and not move.has_verified_all() and self._wait_while_cut_off():
+                self._move = None  # the moves went on without their playbook: the next one attaches to them
+                move = self._start_move()
+                self._wait(move.has_said_all)
         result, unnamed = move.settle()
         self._note_preparation(result)
         self._steps.done("migrating", None, f"the playbook: {result.status}, {len(unnamed)} guests not named")
@@ -316,10 +325,11 @@ class Way:
         spare = evacuation.spare or ""
         log.error("%s: attempt %d, spare %s: %s", evacuation.id, evacuation.attempt, spare, reason)
         with self._around.changed:
+            fails_itself = spare in evacuation.failed_spares
             evacuation.failed_spares[spare] = reason
             self._steps.begin("attempt_failed", reason)
         self._around.news.bump()  # who waits at the gate is sent home
-        self._wait_while_cut_off()
+        cut_off = self._wait_while_cut_off()
         end = self._around.clock.now() + self._around.limits.give_back_timeout_s
         if self._move is not None:
             self._move.end(end, self._around.clock.wait)
@@ -339,6 +349,8 @@ class Way:
             last = evacuation.attempt >= self._around.policy.attempts
             if not last:
                 self.opened = False
+                if cut_off and not fails_itself and not dead:
+                    del evacuation.failed_spares[spare]  # the next attempt may well go there
                 self._steps.next_attempt(reason)
         if last:
             raise self._unmoved(f"{reason}; {evacuation.attempt} spares were tried")
@@ -429,20 +441,33 @@ class Way:
     def _spare_is_dead(self) -> bool:
         """Whether the spare's libvirt does not answer while the source's does: then nobody else should get it.
 
-        Where neither answers it may be this host that is cut off, and no spare is lost for that.
+        Where neither answers it may be this host that is cut off, and no spare is lost for that. The spare is asked
+        twice: the way to it may be open again when the source is asked.
         """
-        asked = self._around.verifier.can_be_asked
-        return not asked(self._evacuation.spare or "") and asked(self._evacuation.host)
+        asked, spare = self._around.verifier.can_be_asked, self._evacuation.spare or ""
+        return not asked(spare) and asked(self._evacuation.host) and not asked(spare)
 
-    def _wait_while_cut_off(self) -> None:
-        """Where neither end answers, wait for a while: the next spare could not be reached either."""
+    def _wait_while_cut_off(self) -> bool:
+        """Where neither end answers, wait: the next spare could not be reached either.
+
+        Returns whether it was the head that was cut off, and is back.
+        The lease is kept meanwhile, but what becomes of it is not looked at here.
+        """
         evacuation, around = self._evacuation, self._around
-        until = around.clock.now() + around.limits.settle_timeout_s
-        while not self._job_over() and not evacuation.cancel and around.clock.now() < until:
-            if any(map(around.verifier.can_be_asked, (evacuation.spare or "", evacuation.host))):
-                return
-            log.warning("%s: neither %s nor %s answers", evacuation.id, evacuation.host, evacuation.spare)
+        verifier, began, cut_off = around.verifier, around.clock.now(), False
+        while not self._job_over() and not evacuation.cancel:
+            if any(map(verifier.can_be_asked, (evacuation.spare or "", evacuation.host))):
+                return cut_off
+            if not cut_off and verifier.head_is_cut_off():
+                cut_off = True
+                log.error("%s: THE HEAD IS CUT OFF from most hosts: it waits", evacuation.id)
+            if verifier.gives_up(began, around.limits.settle_timeout_s):
+                log.error("%s: neither %s nor %s answers", evacuation.id, evacuation.host, evacuation.spare)
+                break
+            with contextlib.suppress(SpareFailedError):
+                self._spare.keep(guests_move=True)
             around.clock.sleep(around.limits.retry_s)
+        return False
 
     def _guests_to_move(self) -> dict[str, Guest]:
         """Return the guests that are to leave, as the resource manager knows them now, by name."""

@@ -174,7 +174,7 @@ class World:
         self.manager = FakeManager()
         self.where = {g.name: {g.host: RUNNING} for g in self.manager.membership.guests}
         self.silent_hosts, self.silent_guests = set(), set()
-        self.lingers, self.last_words = False, []
+        self.lingers, self.last_words, self.drop_playbook = False, [], False
         self.fail, self.preparation_fails, self.stuck = {}, "", False
         self.playbook_runs, self.says_nothing, self.unpinned = 0, set(), set()
         self.facts, self.aborted, self.silent_agents = {}, [], set()
@@ -245,6 +245,8 @@ class World:
             return PlaybookResult(2, "failed", Path(), {}, [self.preparation_fails])
         run = self.controller.run(order.evacuation)
         while not (gate := run.gate(order.attempt)).open and not gate.cancelled and alive.is_set():
+            if self.drop_playbook:
+                return PlaybookResult(4, "failed", Path(), {}, ["the source is unreachable"])
             time.sleep(0.005)
         if not gate.open:
             return PlaybookResult(2, "failed", Path(), {}, ["the gate was cancelled"])
@@ -290,8 +292,12 @@ class World:
 
     def say(self, state, *guests):
         for guest in guests:
-            epoch = self.around.board.notice("job-1").epoch
-            self.around.board.report(guest, GuestReport("job-1", epoch, state, 1))
+            job = self.job_of(guest)
+            epoch = self.around.board.notice(job).epoch
+            self.around.board.report(guest, GuestReport(job, epoch, state, 1))
+
+    def job_of(self, guest):
+        return next(one.job for one in self.manager.membership.guests if one.name == guest)
 
     def ranks_behave(self, *guests):
         """Let these guests' ranks find every notice and stop, and run again when released."""
@@ -300,24 +306,24 @@ class World:
     def _behave(self, guests, alive):
         said = {}
         while alive.is_set():
-            notice = self.around.board.notice("job-1")
-            closed = notice.epoch in (notice.done, notice.cancelled)
-            state = "resumed" if closed else "ready"
-            for guest in set(guests) & set(notice.affected):
-                if said.get(guest) != (notice.epoch, state):
-                    said[guest] = (notice.epoch, state)
-                    self.say(state, guest)
+            for notice in [self.around.board.notice(job.id) for job in self.manager.membership.jobs]:
+                closed = notice.epoch in (notice.done, notice.cancelled)
+                state = "resumed" if closed else "ready"
+                for guest in set(guests) & set(notice.affected):
+                    if said.get(guest) != (notice.epoch, state):
+                        said[guest] = (notice.epoch, state)
+                        self.say(state, guest)
             time.sleep(0.005)
 
     def _agents_look(self, alive):
         """Let the guests' agents tell of moved guests' root file systems, and reach them, whatever ranks do."""
         while alive.is_set():
-            notice = self.around.board.notice("job-1")
-            for arrival in notice.arrivals:
-                for guest, state in ((arrival.guest, "root"), (arrival.peer, "reached")):
-                    if guest and guest not in self.silent_agents:
-                        report = GuestReport("job-1", notice.epoch, state, 1, arrival.guest)
-                        self.around.board.report(guest, report)
+            for notice in [self.around.board.notice(job.id) for job in self.manager.membership.jobs]:
+                for arrival in notice.arrivals:
+                    for guest, state in ((arrival.guest, "root"), (arrival.peer, "reached")):
+                        if guest and guest not in self.silent_agents:
+                            report = GuestReport(notice.job, notice.epoch, state, 1, arrival.guest)
+                            self.around.board.report(guest, report)
             time.sleep(0.005)
 
     def until(self, what):
