@@ -232,6 +232,7 @@ class PlayedManager:
     def lease(self, request):
         with self._call():
             self.expire()
+            self._all_that_moved_are_known(request.evacuation)
             held = next(
                 (
                     one
@@ -248,6 +249,13 @@ class PlayedManager:
                 self.leases[held.id] = held
             held.expires = self.world.clock.time + LEASE_S
             return dataclasses.replace(held)
+
+    def _all_that_moved_are_known(self, name):
+        """The next attempt begins where the last has ended: the guests that moved are committed."""
+        evacuation = self.world.controller.run(name).evacuation
+        for move in evacuation.migrations:
+            if move.state == "moved" and move.attempt < evacuation.attempt:
+                assert self.guests[move.guest].host != evacuation.host, f"{move.guest} has moved and nobody knows"
 
     def _choose(self, request):
         leased = {lease.host for lease in self.leases.values()}
@@ -328,6 +336,12 @@ class PlayedManager:
             self.hosts[host].pool = "defunct"
             self.version += 1
 
+    def others_take_what_is_free(self):
+        """Somebody else leases whatever nobody has."""
+        for name, host in self.hosts.items():
+            if host.pool == "free" and name not in {lease.host for lease in self.leases.values()}:
+                self.leases[name] = Lease(name, name, "of-others", NEVER)
+
     def end_job(self, job):
         """A job completes: its guests are nobody's, its hosts are free if nobody else is there."""
         self.jobs[job].state = "completed"
@@ -359,6 +373,7 @@ class ModelWorld:
         self.where = {name: {guest.host: RUNNING} for name, guest in self.manager.guests.items()}
         self.silent, self.movers, self.granted, self.devices = set(), {}, set(), {}
         self.said, self.kept, self.controller, self.alarms = set(), None, None, 0
+        self.blind = False  # agents say nothing of guests that have moved
         self.begin()
 
     # -- lives of the controller -----------------------------------------------------------------------------
@@ -391,6 +406,7 @@ class ModelWorld:
         self.controller = Controller(self.around, self.mode)
         with self.lives():
             self.controller.resume()
+            self.poll_gates()  # who waits there asks a new life before its threads have done anything
 
     def die(self):
         self.clock.dead = True
@@ -547,7 +563,7 @@ class ModelWorld:
                 closed = notice.epoch <= max(notice.done, notice.cancelled)
                 if guest in notice.affected:
                     self._say(guest, job, notice.epoch, "resumed" if closed else "ready")
-                for arrival in notice.arrivals:
+                for arrival in notice.arrivals if not self.blind else []:
                     if guest == arrival.guest:
                         self._say(guest, job, notice.epoch, "root")
                     if guest == arrival.peer:
@@ -589,6 +605,33 @@ class ModelWorld:
             if not self.clock.tasks:
                 return
             self.advance()
+
+    def check_that_guests_run_once(self):
+        for guest, places in self.where.items():
+            assert list(places.values()).count(RUNNING) == 1, f"{guest} runs {places}"
+
+    def check_the_end(self):
+        """Nothing is left of what the evacuations have begun, and it is known where every guest is."""
+        assert self.open() == [], "an evacuation does not come to an end"
+        for job in ("job-a", "job-b"):
+            assert not self.around.board.is_open(job), "ranks stay stopped"
+        evacuations = self.controller.evacuations()
+        failed = [e for e in evacuations if e.state == "FAILED"]
+        unclear = {m.guest for e in failed for m in e.migrations if m.state == "running" and m.attempt == e.attempt}
+        # the lease expired while nobody could renew it, and somebody else has the host: a person must decide
+        unclear |= {m.guest for e in failed if "could not tell where" in e.error for m in e.migrations}
+        for name, guest in self.manager.guests.items():
+            if name not in unclear and guest.job:
+                assert self.where[name] == {guest.host: RUNNING}, f"{name} is thought to be on {guest.host}"
+        aside = {name for name, host in self.manager.hosts.items() if host.pool == "defunct"}
+        if not self.faults.happened:
+            leases = [lease for lease in self.manager.leases.values() if lease.host not in aside]
+            assert leases == [], "a lease leaks"
+        for evacuation in evacuations:
+            if evacuation.state in ("RETIRED", "MOVED"):
+                guests = [m.guest for m in evacuation.migrations if self.manager.guests[m.guest].job]
+                left = [guest for guest in guests if self.where[guest] == {evacuation.host: RUNNING}]
+                assert not left or evacuation.host not in aside, f"{left} are on a host that was retired"
 
     def open(self):
         return [e.id for e in self.controller.evacuations() if e.state not in EVACUATION_ENDS]

@@ -12,7 +12,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from model_world import KINDS, ModelWorld
 
 from failavoid.controller.controller import RequestError
-from failavoid.controller.libvirt_view import RUNNING
 from failavoid.controller.limits import Policy
 from failavoid.shared.messages import Alarm, Evidence
 
@@ -172,8 +171,8 @@ class Evacuations(RuleBasedStateMachine):
 
     @invariant()
     def guests_run_once(self):
-        for guest, places in getattr(self, "world", None).where.items() if hasattr(self, "world") else ():
-            assert list(places.values()).count(RUNNING) == 1, f"{guest} runs {places}"
+        if hasattr(self, "world"):
+            self.world.check_that_guests_run_once()
 
     def teardown(self):
         logging.disable(logging.NOTSET)
@@ -181,31 +180,9 @@ class Evacuations(RuleBasedStateMachine):
             return
         try:
             self.world.heal_and_finish()
-            self.check_the_end(self.world)
+            self.world.check_the_end()
         finally:
             self.world.kill()  # its threads
-
-    def check_the_end(self, world):
-        assert world.open() == [], "an evacuation does not come to an end"
-        for job in ("job-a", "job-b"):
-            assert not world.around.board.is_open(job), "ranks stay stopped"
-        evacuations = world.controller.evacuations()
-        failed = [e for e in evacuations if e.state == "FAILED"]
-        unclear = {m.guest for e in failed for m in e.migrations if m.state == "running"}
-        # the lease expired while nobody could renew it, and somebody else has the host: a person must decide
-        unclear |= {m.guest for e in failed if "could not tell where" in e.error for m in e.migrations}
-        for name, guest in world.manager.guests.items():
-            if name not in unclear and guest.job:
-                assert world.where[name] == {guest.host: RUNNING}, f"{name} is thought to be on {guest.host}"
-        aside = {name for name, host in world.manager.hosts.items() if host.pool == "defunct"}
-        if not world.faults.happened:
-            leases = [lease for lease in world.manager.leases.values() if lease.host not in aside]
-            assert leases == [], "a lease leaks"
-        for evacuation in evacuations:
-            if evacuation.state in ("RETIRED", "MOVED"):
-                guests = [m.guest for m in evacuation.migrations if world.manager.guests[m.guest].job]
-                left = [guest for guest in guests if world.where[guest] == {evacuation.host: RUNNING}]
-                assert not left or evacuation.host not in aside, f"{left} are on a host that was retired"
 
 
 Evacuations.TestCase.settings = settings(
