@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from failavoid.controller.evacuation import EvacuationRun
-from failavoid.controller.fleet import Fleet
+from failavoid.controller.fleet import Fleet, destinations
 from failavoid.controller.planning import lead_of
 from failavoid.controller.surroundings import Surroundings
 from failavoid.shared.messages import (
@@ -267,7 +267,7 @@ class Controller:
         coming = {
             run.evacuation.job
             for run in self.fleet.open()
-            if run.evacuation.spare == host and run.evacuation.state in ("MIGRATING", "VERIFIED")
+            if host in destinations(run.evacuation) and run.evacuation.state in ("MIGRATING", "VERIFIED")
         }
         return sorted(coming.union(jobs_on(host, membership)))
 
@@ -304,8 +304,9 @@ class Controller:
     def _spares_fail(self, hosts: list[str], reason: str) -> None:
         """Have evacuations look for another spare if theirs is about to fail."""
         for run in self.fleet.open():
-            if run.evacuation.spare in hosts:
-                run.lose_spare(reason)
+            for host in destinations(run.evacuation):
+                if host in hosts:
+                    run.lose_destination(host, reason)
 
     def _new(
         self, host: str, job: str, reason: str, alarm: Alarm | None, needs_confirmation: bool, domain: str = ""

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 _NEVER = float("inf")
 
 
+def destinations(evacuation: Evacuation) -> list[str]:
+    """Return the hosts that guests go to in the present attempt: the spare, or all that they are packed onto."""
+    return evacuation.packed_onto or ([evacuation.spare] if evacuation.spare else [])
+
+
 class Fleet:
     """All evacuations by name, the oldest first."""
 
@@ -71,7 +76,7 @@ class Fleet:
     def waits_for_arrivals(self, evacuation: Evacuation) -> bool:
         """Whether guests are on their way to the host that this evacuation is to empty."""
         return any(
-            other.evacuation.spare == evacuation.host
+            evacuation.host in destinations(other.evacuation)
             for other in self.open()
             if other.evacuation is not evacuation and other.evacuation.state != "RELEASED"
         )
@@ -117,7 +122,7 @@ class Fleet:
     def places(self, evacuation: Evacuation) -> tuple[str, str]:
         """Return the hosts that an evacuation's epoch leaves and those it goes to, in words."""
         sharing = [run.evacuation for run in self._sharing(evacuation)]
-        left, spares = {one.host for one in sharing}, {one.spare for one in sharing if one.spare}
+        left, spares = {one.host for one in sharing}, {host for one in sharing for host in destinations(one)}
         return ", ".join(sorted(left)), ", ".join(sorted(spares))
 
     def others_in_epoch(self, evacuation: Evacuation) -> bool:

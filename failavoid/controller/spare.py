@@ -32,7 +32,7 @@ class SpareFailedError(Exception):
 
 
 class Spare:
-    """The spare of ``evacuation``, whose ``spare`` and ``lease`` name it."""
+    """The spare of ``evacuation``, whose ``spare`` and ``lease`` name it, or the hosts that it is ``packed_onto``."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Spare:
                 raise NoSpareError(str(error)) from error
             raise
         evacuation = self.evacuation
-        evacuation.spare, evacuation.lease = lease.host, lease.id
+        evacuation.spare, evacuation.lease, evacuation.packed_onto = lease.host, lease.id, lease.packed_onto
         self._note(lease)
         self._journal.save(evacuation)
         try:
@@ -111,7 +111,7 @@ class Spare:
         guests = sorted(m.guest for m in evacuation.migrations if m.attempt == evacuation.attempt)
         try:
             request = LeaseRequest(evacuation.id, guests, host=evacuation.spare, pack=True)
-            request.beside = self._fleet.ids_beside(evacuation)
+            request.packed_onto, request.beside = evacuation.packed_onto, self._fleet.ids_beside(evacuation)
             lease = self._manager.lease(request)
         except ManagerError as error:
             if error.refused:

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable
 
 from failavoid.controller.clock import NEVER
-from failavoid.controller.fleet import Fleet
+from failavoid.controller.fleet import Fleet, destinations
 from failavoid.controller.manager import ManagerError
 from failavoid.controller.moving import Move
 from failavoid.controller.planning import CHECKPOINT, NOTHING, OFF, lead_of
@@ -102,7 +102,8 @@ class Way:
                 )
                 for p in placements
             ]
-        self._steps.done("leased", "LEASED", f"{evacuation.spare} for {', '.join(sorted(guests))}")
+        words = f"{', '.join(destinations(evacuation))} for {', '.join(sorted(guests))}"
+        self._steps.done("leased", "LEASED", words)
 
     def _plan(self) -> None:
         evacuation, around = self._evacuation, self._around
@@ -263,7 +264,7 @@ class Way:
         elif troubles:
             raise FailedEvacuation("; ".join(troubles))
         else:
-            words = f"{len(moved)} guests run on {evacuation.spare}"
+            words = f"{len(moved)} guests run on {', '.join(destinations(evacuation))}"
         self._steps.done("verified", "VERIFIED", words)
 
     def _may_go_on_moving(self) -> bool:
@@ -322,11 +323,11 @@ class Way:
     def end_attempt(self, reason: str, dead: bool) -> None:
         """Give up the spare, not the evacuation: guests that moved stay moved, the others go to the next spare."""
         evacuation = self._evacuation
-        spare = evacuation.spare or ""
-        log.error("%s: attempt %d, spare %s: %s", evacuation.id, evacuation.attempt, spare, reason)
+        spares = destinations(evacuation)
+        log.error("%s: attempt %d, spare %s: %s", evacuation.id, evacuation.attempt, ", ".join(spares), reason)
+        blamed = self._to_blame()
         with self._around.changed:
-            fails_itself = spare in evacuation.failed_spares
-            evacuation.failed_spares[spare] = reason
+            evacuation.failed_spares.update(dict.fromkeys(blamed, reason))
             self._steps.begin("attempt_failed", reason)
         self._around.news.bump()  # who waits at the gate is sent home
         cut_off = self._wait_while_cut_off()
@@ -338,9 +339,9 @@ class Way:
             if not self._commit(_TRIES):
                 raise FailedEvacuation(f"{reason}; the resource manager does not answer")
         else:
-            if dead:
+            if dead and not evacuation.packed_onto:  # a host of a job is not set aside: it has guests of its own
                 words = f"{evacuation.id} could not move guests here: {reason}"
-                self._try(f"keep {spare} from others", lambda: self._spare.set_aside(words, _TRIES))
+                self._try(f"keep {evacuation.spare} from others", lambda: self._spare.set_aside(words, _TRIES))
             self._spare.give_back(end)
         with self._around.changed:
             for migration in self._moves():
@@ -349,11 +350,24 @@ class Way:
             last = evacuation.attempt >= self._around.policy.attempts
             if not last:
                 self.opened = False
-                if cut_off and not fails_itself and not dead:
-                    del evacuation.failed_spares[spare]  # the next attempt may well go there
+                for host in blamed if cut_off and not dead else []:
+                    del evacuation.failed_spares[host]  # the next attempt may well go there
                 self._steps.next_attempt(reason)
         if last:
             raise self._unmoved(f"{reason}; {evacuation.attempt} spares were tried")
+
+    def _to_blame(self) -> list[str]:
+        """Return the hosts that a failed attempt is put down to: none if one is known to fail itself.
+
+        Of several, those that guests did not come to, or that are silent: there is nowhere else to go.
+        """
+        if self._lost():
+            return []
+        spares = destinations(self._evacuation)
+        if len(spares) < 2:
+            return spares
+        missed = {m.destination for m in self._moves() if m.state in (STAYED, UNCLEAR)}
+        return [host for host in spares if host in missed or not self._around.verifier.can_be_asked(host)]
 
     def _unmoved(self, reason: str) -> Exception:
         """Return what ends an evacuation whose guests can't all move: a person is needed once moves have failed."""
@@ -398,10 +412,10 @@ class Way:
         self._ranks.release()
         if not told:
             self._try("tell where the guests run", lambda: self._commit(None))
-        if unclear and not moved:  # where a guest might be, nobody else is placed
+        if unclear and not moved and not evacuation.packed_onto:  # where a guest might be, nobody else is placed
             words = f"guests of {evacuation.id} may run here: look"
             self._try(f"keep {evacuation.spare} from others", lambda: self._spare.set_aside(words, None))
-        elif not moved and self._holds_lease():
+        elif not moved and not unclear and self._holds_lease():
             self._spare.give_back(self._around.clock.now() + self._around.limits.give_back_timeout_s)
         elif moved and not self._in_state(STAYED) and not unclear and not self._staying():
             self._try(f"retire {evacuation.host}", lambda: self._retire(None))
@@ -422,7 +436,11 @@ class Way:
     def _interrupted(self) -> bool:
         """Whether something keeps the evacuation from going on as it was planned."""
         evacuation = self._evacuation
-        return bool(evacuation.cancel) or self._job_over() or evacuation.spare in evacuation.failed_spares
+        return bool(evacuation.cancel) or self._job_over() or bool(self._lost())
+
+    def _lost(self) -> list[str]:
+        """Return the hosts, of those that guests are to go to, that must not be gone to any more."""
+        return [host for host in destinations(self._evacuation) if host in self._evacuation.failed_spares]
 
     def _give_way(self) -> None:
         """Raise what ends the evacuation, or this attempt, before the move."""
@@ -431,8 +449,8 @@ class Way:
             raise CancelledEvacuation(evacuation.cancel)
         if self._job_over():
             raise CancelledEvacuation(f"job {evacuation.job} has ended")
-        if evacuation.spare in evacuation.failed_spares:
-            raise SpareFailedError(evacuation.failed_spares[evacuation.spare], dead=True)
+        if lost := self._lost():
+            raise SpareFailedError("; ".join(evacuation.failed_spares[host] for host in lost), dead=True)
         if self._move is not None and self._move.result is not None:
             failures = "; ".join(self._move.result.failures) or "it ended before the guests were allowed to move"
             dead = self._spare_is_dead()
@@ -456,7 +474,7 @@ class Way:
         evacuation, around = self._evacuation, self._around
         verifier, began, cut_off = around.verifier, around.clock.now(), False
         while not self._job_over() and not evacuation.cancel:
-            if any(map(verifier.can_be_asked, (evacuation.spare or "", evacuation.host))):
+            if any(map(verifier.can_be_asked, (*destinations(evacuation), evacuation.host))):
                 return cut_off
             if not cut_off and verifier.head_is_cut_off():
                 cut_off = True

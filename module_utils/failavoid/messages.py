@@ -286,8 +286,9 @@ class LeaseRequest:
     """Asks for a host that an evacuation's guests can move to; asked again, the same lease is renewed.
 
     A free host is given, never one of ``avoid_hosts`` or of a failure domain (``rack=r1``) of ``avoid_domains``. With
-    ``host`` that one alone will do. Where no free host is left, one that an evacuation of ``beside`` has leased may be
-    shared; with ``pack`` it is an allocated host of the guests' job that has room for them.
+    ``host`` that one alone will do, with ``packed_onto`` those. Where no free host is left, one that an evacuation of
+    ``beside`` has leased may be shared; with ``pack`` it is an allocated host of the guests' job that has room for them,
+    or several of them.
     """
 
     evacuation: str
@@ -297,16 +298,21 @@ class LeaseRequest:
     beside: List[str] = field(default_factory=list)
     pack: bool = False
     host: str = ""
+    packed_onto: List[str] = field(default_factory=list)
 
 
 @dataclass
 class Lease:
-    """A spare held for an evacuation until ``expires``."""
+    """A spare held for an evacuation until ``expires``.
+
+    ``packed_onto`` are all hosts, ``host`` among them, where no single one has room for all guests.
+    """
 
     id: str
     host: str
     evacuation: str
     expires: float
+    packed_onto: List[str] = field(default_factory=list)
 
 
 @dataclass
@@ -459,6 +465,7 @@ class Evacuation:
     """All guests of a job leave a host. States: docs/evacuations.md.
 
     ``attempt`` counts the spares that were tried; ``failed_spares`` are those that were given up, with the reason.
+    ``packed_onto`` are all hosts that guests go to, the ``spare`` among them, where that is not one alone.
     ``cancel`` is why it is to end before its guests move, from the moment on at which that was granted.
     """
 
@@ -482,6 +489,7 @@ class Evacuation:
     cancel: str = ""
     needs_confirmation: bool = False
     confirmed_by: str = ""
+    packed_onto: List[str] = field(default_factory=list)
 
 
 @dataclass

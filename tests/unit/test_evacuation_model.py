@@ -16,7 +16,7 @@ from failavoid.controller.limits import Policy
 from failavoid.shared.messages import Alarm, Evidence
 
 EXAMPLES = int(os.environ.get("FAILAVOID_MODEL_EXAMPLES", "2000"))
-GUESTS = ("a1", "a2", "a3", "a4", "b1", "b2")
+GUESTS = ("a1", "a2", "a3", "a4", "a5", "b1", "b2")
 IN_USE, ANY_HOST = ("host1", "host2", "host3"), ("host1", "host2", "host3", "host4", "host5", "host6")
 
 
@@ -27,11 +27,12 @@ class Evacuations(RuleBasedStateMachine):
         mode=st.sampled_from(["act", "act", "recommend"]),
         pack=st.booleans(),
         on_deadline=st.sampled_from(["migrate", "cancel"]),
+        room=st.sampled_from([3, 4]),
     )
-    def make(self, mode, pack, on_deadline):
+    def make(self, mode, pack, on_deadline, room):
         logging.disable(logging.CRITICAL)  # thousands of evacuations that fail by intent
         policy = Policy(attempts=2, on_no_spare="pack" if pack else "leave")
-        self.world = ModelWorld(mode, policy, on_deadline)
+        self.world = ModelWorld(mode, policy, on_deadline, room)
 
     def asked(self, act, *words):
         """Ask the controller for something; returns whether it was granted."""

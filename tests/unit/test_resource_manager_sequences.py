@@ -313,6 +313,14 @@ class Sequences(RuleBasedStateMachine):
             assert len(state.leased()) == len(state.leases)
 
     @invariant()
+    def a_host_that_was_given_away_is_rid_of_idle_guests(self):
+        """Their memory and cores are the job's, or those of guests that come."""
+        with self.site.store.view() as state:
+            taken = state.leased() | {host.name for host in state.hosts.values() if host.pool == "allocated"}
+            idle = [guest.name for guest in state.guests.values() if guest.job is None and guest.host in taken]
+        assert not idle, f"{idle} stay on hosts that others have"
+
+    @invariant()
     def what_a_person_has_drained_stays_drained(self):
         marked = {h.name for h in self.picture().hosts for m in h.marks if m.kind == "drained"}
         assert marked == self.drained
