@@ -121,7 +121,7 @@ class Controller:
             )
         jobs = {host: self._jobs_to_move(host, membership) for host in hosts}
         if not any(jobs.values()):
-            raise RequestError(409, f"no job has guests on {where}: ask the resource manager to retire it instead")
+            raise RequestError(409, f"no job is on {where}: ask the resource manager to retire it instead")
         open_ = [run for host in hosts for job in jobs[host] if (run := self.fleet.open_on(host, job))]
         if len(open_) == sum(map(len, jobs.values())):
             ids = ", ".join(run.evacuation.id for run in open_)
@@ -355,9 +355,10 @@ def hosts_of(where: str, membership: Membership) -> list[str]:
 
 
 def jobs_on(host: str, membership: Membership) -> list[str]:
-    """Return the jobs that have guests on a host."""
+    """Return the jobs that have guests on a host, or the host itself."""
     over = {job.id for job in membership.jobs if job.state in ("completed", "failed")}
     found = {guest.job for guest in membership.guests if guest.host == host and guest.job and guest.state != "lost"}
+    found |= {job.id for job in membership.jobs if host in job.hosts}
     return sorted(job for job in found if job not in over)
 
 

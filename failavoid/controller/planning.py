@@ -34,6 +34,11 @@ class Planner:
         """Plan for a job's guests on a host that fails in ``lead_s`` seconds; ``past`` tells how fast moves were."""
         bandwidth, source = self._bandwidth(past)
         policy = job.request.policy
+        if job.resource == "hosts":
+            decision = OFF if policy == "off" else CHECKPOINT
+            reasons = [f"the job runs on {host} itself, without guests: nothing of it can move"]
+            reasons += [f"the job's policy is {policy}"] if policy == "off" else []
+            return Plan(host, job.id, decision, reasons, 0.0, lead_s, bandwidth, [GuestPlan(host, 0, 0.0)])
         if policy != "migrate":
             decision = OFF if policy == "off" else CHECKPOINT
             at_risk = [estimate(guest, None, bandwidth) for guest in guests]

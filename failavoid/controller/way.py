@@ -109,10 +109,10 @@ class Way:
         evacuation, around = self._evacuation, self._around
         self._give_way()
         self._steps.begin("planned")
-        guests = self._guests_to_move()
         job, host = around.cluster.job(evacuation.job), around.cluster.host(evacuation.host)
         if job is None or host is None:
             raise CancelledEvacuation(f"there is no {'host ' + evacuation.host if job else 'job ' + evacuation.job}")
+        guests: dict[str, Guest] = {} if job.resource == "hosts" else self._guests_to_move()
         past = [run.evacuation for run in self._fleet.runs.values()]
         lead = lead_of(evacuation.alarm, around.clock.now())
         plan = around.planner.plan(host.name, host.address, job, list(guests.values()), lead, past)
@@ -316,7 +316,10 @@ class Way:
     def _checkpointed(self) -> None:
         self._ranks.release()
         self._steps.begin("checkpointed")
-        self._steps.done("checkpointed", "CHECKPOINTED", f"the job's guests stay on {self._evacuation.host}")
+        job, host = self._around.cluster.job(self._evacuation.job), self._evacuation.host
+        bare = job is not None and job.resource == "hosts"
+        words = f"the job runs on {host} itself and stays there" if bare else f"the job's guests stay on {host}"
+        self._steps.done("checkpointed", "CHECKPOINTED", words)
 
     # -- the ways back -------------------------------------------------------------------------------------
 

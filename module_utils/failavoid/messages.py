@@ -374,6 +374,7 @@ class Notice:
     ``kind`` is that of the epoch: with ``checkpoint`` the application is to write a checkpoint, nothing moves, and the
     affected guests are those that are in danger. ``arrivals`` are for the agents: what to check before ranks run on.
     ``source`` and ``destination`` are the host that is left and the new one, for the line in the job's output.
+    The ``affected`` of a job on hosts without guests are hosts; ``owner`` tells their agents the job's user and group.
     """
 
     job: str
@@ -386,11 +387,14 @@ class Notice:
     arrivals: List[Arrival] = field(default_factory=list)
     source: str = ""
     destination: str = ""
+    owner: List[int] = field(default_factory=list)  # uid, gid
 
 
 @dataclass
 class GuestReport:
     """A guest's agent speaks for its ranks (how many live ones are registered), and of guests that have moved.
+
+    So does the agent of a host that a job has without guests.
 
     ``ready``: all ranks have stopped at the barrier (of a notice of kind ``checkpoint``: each has written its
     checkpoint). ``resumed``: all run again. ``root``: this guest has moved, and its root file system answers.
@@ -437,7 +441,10 @@ class Step:
 
 @dataclass
 class GuestPlan:
-    """What is expected of one guest's move. ``devices`` are passed through to it and can't move."""
+    """What is expected of one guest's move. ``devices`` are passed through to it and can't move.
+
+    Of a job on hosts without guests it is the host, and nothing moves.
+    """
 
     guest: str
     memory_kb: int
