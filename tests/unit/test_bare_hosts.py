@@ -133,6 +133,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_ranks_on_the_host_are_told_and_heard_through_its_agent(world, api, tmp_path, monkeypatch):
     over = threading.Event()
 

@@ -5,6 +5,7 @@ import logging
 import pytest
 from model_world import AFTER, BEFORE, KILL_AFTER, LEASE_S, ModelWorld
 
+from failavoid.controller.limits import Policy
 from failavoid.shared.messages import Alarm, Evidence
 
 MOVES = {  # how the first moves end, and the evacuations after them
@@ -32,7 +33,7 @@ class Play:
     """
 
     def __init__(self, moves, away_s=1.0):
-        self.world, self.away_s, self.heard = ModelWorld(room=3), away_s, False
+        self.world, self.away_s, self.heard = ModelWorld(policy=Policy(attempts=3), room=3), away_s, False
         if moves == "packed onto two hosts":
             self.world.manager.others_take_what_is_free()
             self.world.manager.end_job("job-b")
