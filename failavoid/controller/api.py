@@ -14,7 +14,17 @@ from fastapi.responses import JSONResponse
 from failavoid.controller.controller import Controller, RequestError
 from failavoid.controller.manager import ManagerError
 from failavoid.services import make_app, require
-from failavoid.shared.messages import Alarm, Evacuation, Events, Guest, GuestReport, Notice, from_dict, to_dict
+from failavoid.shared.messages import (
+    Alarm,
+    Evacuation,
+    Events,
+    Guest,
+    GuestReport,
+    Notice,
+    RelocationRequest,
+    from_dict,
+    to_dict,
+)
 from failavoid.shared.names import check_domain, check_name
 from failavoid.shared.tokens import Identity
 
@@ -143,6 +153,31 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
             left = end - time.monotonic()
             if answer.open or answer.cancelled or left <= 0:
                 return to_dict(answer)
+            await around.news.wait(version, left)
+
+    # -- relocations -------------------------------------------------------------------------------------------
+
+    @app.post("/relocations")
+    def relocate(document: Any = Body(), caller: Identity = require("service")) -> dict[str, Any]:
+        asked = from_dict(RelocationRequest, document)
+        check_name("relocation", asked.id)
+        check_name("job", asked.job)
+        begun = controller.relocations.begin(asked, caller.subject)
+        with around.changed:
+            return to_dict(begun)
+
+    @app.get("/relocations/{name}")
+    async def relocation(name: str, timeout: float = 0.0) -> dict[str, Any]:
+        end = time.monotonic() + min(timeout, _LONGEST_POLL_S)
+        while True:
+            version = around.news.version
+            found = controller.relocations.find(name)
+            if found is None:
+                raise HTTPException(404, f"there is no relocation {name}")
+            left = end - time.monotonic()
+            if found.ended is not None or left <= 0:
+                with around.changed:
+                    return to_dict(found)
             await around.news.wait(version, left)
 
     # -- guests, and hosts that a job has without guests ---------------------------------------------------------

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 
 from failavoid.controller.evacuation import EvacuationRun
-from failavoid.controller.fleet import Fleet, destinations
+from failavoid.controller.fleet import WITHOUT_RANKS, Fleet, destinations
 from failavoid.controller.planning import lead_of
+from failavoid.controller.relocations import Relocations
 from failavoid.controller.surroundings import Surroundings
 from failavoid.shared.messages import (
     Alarm,
@@ -46,7 +47,8 @@ class Controller:
         progress: Callable[[str, list[str]], list[MoveProgress]] = lambda _address, _guests: [],
     ) -> None:
         self.around = around
-        self.fleet = Fleet(around.board)
+        self.relocations = Relocations(around)
+        self.fleet = Fleet(around.board, self.relocations)
         self._progress = progress
         self._status = around.journal.status() or ControllerStatus(mode)
         self._status.mode = mode
@@ -54,12 +56,13 @@ class Controller:
             self._add(evacuation)
 
     def resume(self) -> None:
-        """Take up the evacuations that were open when the controller ended."""
+        """Take up the evacuations and relocations that were open when the controller ended."""
         if self._status.stopped:
             log.warning("NEW EVACUATIONS ARE STOPPED since %s: %s", self._status.stopped_by, self._status.reason)
         for run in self.fleet.open():
             log.warning("%s: taken up again in state %s", run.evacuation.id, run.evacuation.state)
             self._start(run)
+        self.relocations.resume()
 
     # -- beginning -----------------------------------------------------------------------------------------
 
@@ -357,7 +360,11 @@ def hosts_of(where: str, membership: Membership) -> list[str]:
 def jobs_on(host: str, membership: Membership) -> list[str]:
     """Return the jobs that have guests on a host, or the host itself."""
     over = {job.id for job in membership.jobs if job.state in ("completed", "failed")}
-    found = {guest.job for guest in membership.guests if guest.host == host and guest.job and guest.state != "lost"}
+    found = {
+        guest.job
+        for guest in membership.guests
+        if guest.host == host and guest.job and guest.state not in WITHOUT_RANKS
+    }
     found |= {job.id for job in membership.jobs if host in job.hosts}
     return sorted(job for job in found if job not in over)
 

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from failavoid.controller.notices import NoticeBoard
+from failavoid.controller.relocations import Relocations
 from failavoid.shared.messages import EVACUATION_ENDS, Evacuation
 
 if TYPE_CHECKING:
     from failavoid.controller.evacuation import EvacuationRun
 
+WITHOUT_RANKS = ("lost", "relocating")  # guests of a job that need not leave
 _NEVER = float("inf")
 
 
@@ -25,9 +27,10 @@ def destinations(evacuation: Evacuation) -> list[str]:
 class Fleet:
     """All evacuations by name, the oldest first."""
 
-    def __init__(self, board: NoticeBoard) -> None:
+    def __init__(self, board: NoticeBoard, relocations: Relocations) -> None:
         self.runs: dict[str, EvacuationRun] = {}
         self._board = board
+        self._relocations = relocations
 
     def open(self) -> list[EvacuationRun]:
         """Return the evacuations that have not ended."""
@@ -74,8 +77,8 @@ class Fleet:
         )
 
     def waits_for_arrivals(self, evacuation: Evacuation) -> bool:
-        """Whether guests are on their way to the host that this evacuation is to empty."""
-        return any(
+        """Whether guests are on their way to the host that this evacuation is to empty, or from it to their job."""
+        return self._relocations.concern(evacuation.host) or any(
             evacuation.host in destinations(other.evacuation)
             for other in self.open()
             if other.evacuation is not evacuation and other.evacuation.state != "RELEASED"

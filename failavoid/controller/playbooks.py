@@ -27,13 +27,15 @@ _REPORTED = [f.name for f in dataclasses.fields(Migration) if f.name not in _PLA
 class MoveOrder:
     """One attempt of an evacuation, as its playbook needs it.
 
-    ``name`` is what hosts keep the moves under: one name is never used for other moves.
+    ``name`` is what hosts keep the moves under: one name is never used for other moves. Moves that are not ``gated``
+    wait for nobody's ranks.
     """
 
     evacuation: str
     attempt: int
     migrations: list[Migration]
     hosts: dict[str, Host]
+    gated: bool = True
 
     @property
     def name(self) -> str:
@@ -77,6 +79,7 @@ class Playbooks:
 
 def variables(order: MoveOrder, gate: str) -> dict[str, Any]:
     """Return migrate.yml's variables. Every word is checked, since Ansible evaluates templates in them."""
+    own_gate = f"{gate}/evacuations/{check_name('evacuation', order.evacuation)}/gate/{order.attempt}"
     return {
         "evacuation": check_name("evacuation", order.name),
         "migrate_guests": [
@@ -91,7 +94,7 @@ def variables(order: MoveOrder, gate: str) -> dict[str, Any]:
             }
             for migration in order.migrations
         ],
-        "migrate_gate_url": f"{gate}/evacuations/{check_name('evacuation', order.evacuation)}/gate/{order.attempt}",
+        "migrate_gate_url": own_gate if order.gated else "",
     }
 
 

@@ -42,16 +42,20 @@ class Verifier:
 
     def verify(self, evacuation: Evacuation, migrations: list[Migration]) -> list[str]:
         """Set the state of each migration by what is seen; returns what is wrong, as sentences."""
-        said = {m.guest: m.state for m in migrations}
-        began = self.clock.now()
-        while True:
-            troubles = self._look(evacuation.job, migrations, said)
-            if all(m.state != UNCLEAR for m in migrations) or self.gives_up(began, self.limits.settle_timeout_s):
-                break
-            self.clock.sleep(_LOOK_S)
+        troubles = self.locate(evacuation.job, migrations)
         moved = [m for m in migrations if m.state == MOVED]
         troubles += [f"{m.guest} moved, but its pinning was not verified" for m in moved if not m.pin_verified]
         return troubles + self._unreachable(evacuation, moved)
+
+    def locate(self, job: str, migrations: list[Migration]) -> list[str]:
+        """Set the state of each migration by what both ends say; returns what is wrong with those that stayed."""
+        said = {m.guest: m.state for m in migrations}
+        began = self.clock.now()
+        while True:
+            troubles = self._look(job, migrations, said)
+            if all(m.state != UNCLEAR for m in migrations) or self.gives_up(began, self.limits.settle_timeout_s):
+                return troubles
+            self.clock.sleep(_LOOK_S)
 
     def can_be_asked(self, host: str) -> bool:
         """Whether the libvirt of a host answers."""

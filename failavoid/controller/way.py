@@ -9,17 +9,17 @@ Whatever happens, the ranks are released.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable
 
 from failavoid.controller.clock import NEVER
-from failavoid.controller.fleet import Fleet, destinations
+from failavoid.controller.fleet import WITHOUT_RANKS, Fleet, destinations
 from failavoid.controller.manager import ManagerError
 from failavoid.controller.moving import Move
 from failavoid.controller.planning import CHECKPOINT, NOTHING, OFF, lead_of
 from failavoid.controller.playbooks import MoveOrder, preparation
 from failavoid.controller.ranks import Ranks
+from failavoid.controller.reach import Reach
 from failavoid.controller.spare import NoSpareError, Spare, SpareFailedError
 from failavoid.controller.steps import Steps
 from failavoid.controller.surroundings import Surroundings
@@ -56,6 +56,7 @@ class Way:
         self._ranks = ranks
         self._move: Move | None = None
         self._spare = Spare(evacuation, fleet, around.manager, around.journal, around.limits, around.clock)
+        self._reach = Reach(evacuation, around, self._spare)
 
     def go_on(self) -> None:
         """Take the step that comes next. Raises what ends the evacuation, or its present attempt."""
@@ -64,7 +65,7 @@ class Way:
         if self._steps.begun("cancelled"):
             raise CancelledEvacuation(self._evacuation.error)
         if failed := self._steps.find("attempt_failed"):
-            raise SpareFailedError(failed.detail, self._spare_is_dead())
+            raise SpareFailedError(failed.detail, self._reach.spare_is_dead())
         checkpoint = self._evacuation.kind == CHECKPOINT
         ways: dict[str, Callable[[], None]] = {
             "PREDICTED": self._notice if checkpoint else self._lease,
@@ -208,7 +209,7 @@ class Way:
 
         began = self._around.clock.now()
         self._wait(settled, deadline)
-        if not settled() and self._wait_while_cut_off():  # nobody could be heard: they get the same time again
+        if not settled() and self._reach.wait_while_cut_off():  # nobody could be heard: they get the same time again
             self._wait(settled, self._around.clock.now() + max(deadline - began, self._around.limits.gather_minimum_s))
         with self._around.changed:
             ready = self._ranks.ready(guests)
@@ -241,7 +242,7 @@ class Way:
         move = self._start_move()
         if self._may_go_on_moving():
             self._wait(move.has_said_all)
-            while self._playbook_ended() and not move.has_verified_all() and self._wait_while_cut_off():
+            while self._playbook_ended() and not move.has_verified_all() and self._reach.wait_while_cut_off():
                 self._move = None  # the moves went on without their playbook: the next one attaches to them
                 move = self._start_move()
                 self._wait(move.has_said_all)
@@ -259,7 +260,7 @@ class Way:
                 raise CancelledEvacuation("; ".join([f"job {evacuation.job} has ended, nothing has moved", *troubles]))
             words = "; ".join([f"job {evacuation.job} has ended; {', '.join(moved) or 'none'} moved", *troubles])
         elif self._in_state(STAYED) and not self._in_state(UNCLEAR):
-            dead = not moved and self._spare_is_dead()
+            dead = not moved and self._reach.spare_is_dead()
             raise SpareFailedError("; ".join(troubles), dead)
         elif troubles:
             raise FailedEvacuation("; ".join(troubles))
@@ -333,7 +334,7 @@ class Way:
             evacuation.failed_spares.update(dict.fromkeys(blamed, reason))
             self._steps.begin("attempt_failed", reason)
         self._around.news.bump()  # who waits at the gate is sent home
-        cut_off = self._wait_while_cut_off()
+        cut_off = self._reach.wait_while_cut_off()
         end = self._around.clock.now() + self._around.limits.give_back_timeout_s
         if self._move is not None:
             self._move.end(end, self._around.clock.wait)
@@ -456,39 +457,8 @@ class Way:
             raise SpareFailedError("; ".join(evacuation.failed_spares[host] for host in lost), dead=True)
         if self._move is not None and self._move.result is not None:
             failures = "; ".join(self._move.result.failures) or "it ended before the guests were allowed to move"
-            dead = self._spare_is_dead()
+            dead = self._reach.spare_is_dead()
             raise SpareFailedError(f"the destination could not be prepared: {failures}", dead)
-
-    def _spare_is_dead(self) -> bool:
-        """Whether the spare's libvirt does not answer while the source's does: then nobody else should get it.
-
-        Where neither answers it may be this host that is cut off, and no spare is lost for that. The spare is asked
-        twice: the way to it may be open again when the source is asked.
-        """
-        asked, spare = self._around.verifier.can_be_asked, self._evacuation.spare or ""
-        return not asked(spare) and asked(self._evacuation.host) and not asked(spare)
-
-    def _wait_while_cut_off(self) -> bool:
-        """Where neither end answers, wait: the next spare could not be reached either.
-
-        Returns whether it was the head that was cut off, and is back.
-        The lease is kept meanwhile, but what becomes of it is not looked at here.
-        """
-        evacuation, around = self._evacuation, self._around
-        verifier, began, cut_off = around.verifier, around.clock.now(), False
-        while not self._job_over() and not evacuation.cancel:
-            if any(map(verifier.can_be_asked, (*destinations(evacuation), evacuation.host))):
-                return cut_off
-            if not cut_off and verifier.head_is_cut_off():
-                cut_off = True
-                log.error("%s: THE HEAD IS CUT OFF from most hosts: it waits", evacuation.id)
-            if verifier.gives_up(began, around.limits.settle_timeout_s):
-                log.error("%s: neither %s nor %s answers", evacuation.id, evacuation.host, evacuation.spare)
-                break
-            with contextlib.suppress(SpareFailedError):
-                self._spare.keep(guests_move=True)
-            around.clock.sleep(around.limits.retry_s)
-        return False
 
     def _guests_to_move(self) -> dict[str, Guest]:
         """Return the guests that are to leave, as the resource manager knows them now, by name."""
@@ -497,7 +467,7 @@ class Way:
         found = {
             guest.name: guest
             for guest in membership.guests
-            if guest.host == evacuation.host and guest.job == evacuation.job and guest.state != "lost"
+            if guest.host == evacuation.host and guest.job == evacuation.job and guest.state not in WITHOUT_RANKS
         }
         if not found:
             raise CancelledEvacuation(f"no guest of job {evacuation.job} is on {evacuation.host} any more")

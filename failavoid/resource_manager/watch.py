@@ -29,7 +29,7 @@ LOOKS_AT_DIFFERENCES = 3  # more: a guest may be on its way in or out
 ASKED_BESIDE = 30  # hosts, whether the head is cut off
 CONNECT_S = 2.0
 ANSWER_S = 10.0
-UP = ("ready", "warm", "assigned")
+UP = ("ready", "warm", "assigned", "relocating")
 
 HEAD = ("", "")  # where a difference is that is of no host and no guest
 Domains = Optional[dict[str, str]]  # UUID -> name; None: no answer

@@ -230,7 +230,8 @@ class Guest:
     cores: List[int]
     numa_node: int
     user: str
-    state: str = "booting"  # booting | warm | assigned (is being told its user and job) | ready | lost
+    # booting | warm | relocating (to a host of its job) | assigned (is being told its user and job) | ready | lost
+    state: str = "booting"
     job: Optional[str] = None
     image: str = ""  # digest of the system image it booted
     hardware_class: str = ""  # of the host it booted on: where its CPU is known to work
@@ -323,6 +324,15 @@ class Placement:
     host: str
     cores: List[int]
     numa_node: int
+
+
+@dataclass
+class RelocationRequest:
+    """Asks that guests without ranks move to the hosts of the job that takes them; ``id`` is the asker's."""
+
+    id: str
+    job: str
+    placements: List[Placement]
 
 
 @dataclass
@@ -427,6 +437,21 @@ class Migration:
     error: str = ""
     address: str = ""  # the guest's: its tap on the destination may speak with it
     attempt: int = 1  # of the evacuation; a guest that stayed moves in a later one
+
+
+@dataclass
+class Relocation:
+    """The moves of guests that no ranks run in yet; ``ended`` once it is known where each of them is.
+
+    Their states are then ``moved``, ``failed`` (it stayed where it was) or ``running`` (where it is is not clear).
+    """
+
+    id: str
+    job: str
+    migrations: List[Migration]
+    begun: float
+    ended: Optional[float] = None
+    error: str = ""
 
 
 @dataclass

@@ -243,13 +243,8 @@ class World:
         result = PlaybookResult(0, "successful", Path(), {"destination": destination})
         if self.preparation_fails:
             return PlaybookResult(2, "failed", Path(), {}, [self.preparation_fails])
-        run = self.controller.run(order.evacuation)
-        while not (gate := run.gate(order.attempt)).open and not gate.cancelled and alive.is_set():
-            if self.drop_playbook:
-                return PlaybookResult(4, "failed", Path(), {}, ["the source is unreachable"])
-            time.sleep(0.005)
-        if not gate.open:
-            return PlaybookResult(2, "failed", Path(), {}, ["the gate was cancelled"])
+        if order.gated and (refusal := self._wait_at_gate(order, alive)):
+            return PlaybookResult(2, "failed", Path(), {}, [refusal])
         while self.stuck and not cancelled() and order.name not in self.aborted:
             time.sleep(0.005)
         if order.name in self.aborted:
@@ -278,6 +273,14 @@ class World:
             time.sleep(0.005)
         result.failures += self.last_words
         return result
+
+    def _wait_at_gate(self, order, alive):
+        run = self.controller.run(order.evacuation)
+        while not (gate := run.gate(order.attempt)).open and not gate.cancelled and alive.is_set():
+            if self.drop_playbook:
+                return "the source is unreachable"
+            time.sleep(0.005)
+        return "" if gate.open else "the gate was cancelled"
 
     def abort(self, order):
         """Play abort.yml: nothing moves any more."""
