@@ -134,8 +134,10 @@ def give_back(state: State, lease: Lease) -> None:
     """End a lease; places on its hosts are given up, except on one that another lease shares."""
     state.leases.pop(lease.id, None)
     given_up = set(held(lease)) - state.leased()
+    relocating = {guest.name for guest in state.guests.values() if guest.state == "relocating"}  # no lease's
     for name in [name for name, place in state.reserved.items() if place.host in given_up]:
-        del state.reserved[name]
+        if name not in relocating:
+            del state.reserved[name]
 
 
 def reserve(state: State, guests: list[str], host: str, settings: Settings) -> list[Placement]:
