@@ -464,10 +464,14 @@ class Way:
         """Return the guests that are to leave, as the resource manager knows them now, by name."""
         evacuation = self._evacuation
         membership = self._around.cluster.refresh()
+        # its last word, where it does not answer now, may be older than an earlier attempt
+        moved = {migration.guest for migration in evacuation.migrations if migration.state == MOVED}
         found = {
             guest.name: guest
             for guest in membership.guests
-            if guest.host == evacuation.host and guest.job == evacuation.job and guest.state not in WITHOUT_RANKS
+            if (guest.host, guest.job) == (evacuation.host, evacuation.job)
+            and guest.state not in WITHOUT_RANKS
+            and guest.name not in moved
         }
         if not found:
             raise CancelledEvacuation(f"no guest of job {evacuation.job} is on {evacuation.host} any more")
