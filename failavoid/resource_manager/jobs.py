@@ -8,7 +8,7 @@ import time
 import uuid
 from pathlib import Path
 
-from failavoid.resource_manager import placement
+from failavoid.resource_manager import background, placement
 from failavoid.resource_manager.guests import GuestError, Guests
 from failavoid.resource_manager.identity import Identities
 from failavoid.resource_manager.image import ImageError
@@ -102,12 +102,13 @@ class Jobs:
 
         ``afresh``: an earlier life of this service may have begun to start them.
         """
-        trouble = ""
+        trouble, has_room = "", False
         try:
             if afresh:
                 self._guests.remove_on_hosts(self._guests.of_job(ident, "booting"))
             if self._guests.of_job(ident, "booting") or self._guests.of_job(ident, "relocating"):
                 self._make_room(ident)  # before they come; otherwise the job need not wait for that
+                has_room = True
                 self._relocations.carry_out(ident)
                 self._start_missing(ident)
             self._await_assigned(ident)
@@ -126,6 +127,8 @@ class Jobs:
         if not ready:
             self.end(ident, "failed", 1, trouble, PROGRAM)
             self.clear(ident)
+        elif not has_room:
+            background.start(f"make room for {ident}", self.make_room, ident)
 
     def make_room(self, ident: str) -> None:
         """Remove the guests that no job uses from a job's hosts; that it fails is logged."""
