@@ -15,8 +15,8 @@ class SettingsError(Exception):
 class Settings:
     """What one agent needs to know.
 
-    ``monitor`` is the (address, port) samples go to, ``controller`` the base URL that a
-    guest's agent asks for notices, ``resource_manager`` the one that a warm guest's asks for
+    ``monitor`` is the (address, port) samples go to, ``controller`` the base URL that it
+    asks for its ranks' notices, ``resource_manager`` the one that a warm guest's asks for
     its user, ``metrics`` the names to send (all if None), ``plugins`` modules that offer more
     (`failavoid.agent.ipmi`), ``job_user`` the user and the group (numbers) of the job's ranks
     in a guest: nobody else can touch what they share with the agent.

@@ -82,7 +82,8 @@ def mpirun(ranks: int, folder: Path, settings: CliSettings) -> list[str]:
     wanted = {
         "plm_rsh_agent": f"ssh -F {folder / 'ssh_config'}",
         "plm_rsh_no_tree_spawn": "1",  # guests hold no key for one another
-        "plm_rsh_num_concurrent": "32",  # emulated guests that share cores are slow to log in to, and sshd waits two minutes
+        # sshd waits two minutes for a login, and emulated guests that share cores are slow
+        "plm_rsh_num_concurrent": "32",
         # guests talk TCP alone: it is what survives a move
         "pml": "ob1",
         "btl": "tcp,self",

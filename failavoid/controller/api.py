@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import Body, FastAPI, HTTPException, Request, Response
@@ -12,7 +14,17 @@ from fastapi.responses import JSONResponse
 from failavoid.controller.controller import Controller, RequestError
 from failavoid.controller.manager import ManagerError
 from failavoid.services import make_app, require
-from failavoid.shared.messages import Alarm, Evacuation, Events, Guest, GuestReport, from_dict, to_dict
+from failavoid.shared.messages import (
+    Alarm,
+    Evacuation,
+    Events,
+    Guest,
+    GuestReport,
+    Notice,
+    RelocationRequest,
+    from_dict,
+    to_dict,
+)
 from failavoid.shared.names import check_domain, check_name
 from failavoid.shared.tokens import Identity
 
@@ -43,11 +55,14 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
             raise ValueError('this is asked for with {"reason": TEXT}')
         return str(document.get("reason", ""))[:_LONGEST_REASON]
 
-    def this_guest(name: str, caller: Identity) -> Guest:
+    def check_caller(name: str, caller: Identity) -> None:
         if caller.subject != name:
             raise HTTPException(403, f"this token is {caller.subject}'s: it can't speak for {name}")
         if around.cluster.membership is None:
-            raise HTTPException(503, "the guests are not known yet: try again later")
+            raise HTTPException(503, "hosts and guests are not known yet: try again later")
+
+    def this_guest(name: str, caller: Identity) -> Guest:
+        check_caller(name, caller)
         guest = around.cluster.guest(name)
         if guest is None or guest.uuid != caller.nonce:
             raise HTTPException(403, f"this token is of a guest {name} that is not there, or not any more")
@@ -140,36 +155,84 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
                 return to_dict(answer)
             await around.news.wait(version, left)
 
-    # -- guests ------------------------------------------------------------------------------------------------
+    # -- relocations -------------------------------------------------------------------------------------------
 
-    @app.get("/guests/{name}/notice")
-    async def notice(
-        name: str, after: int = 0, timeout: float = 25.0, caller: Identity = require("guest")
-    ) -> dict[str, Any]:
+    @app.post("/relocations")
+    def relocate(document: Any = Body(), caller: Identity = require("service")) -> dict[str, Any]:
+        asked = from_dict(RelocationRequest, document)
+        check_name("relocation", asked.id)
+        check_name("job", asked.job)
+        begun = controller.relocations.begin(asked, caller.subject)
+        with around.changed:
+            return to_dict(begun)
+
+    @app.get("/relocations/{name}")
+    async def relocation(name: str, timeout: float = 0.0) -> dict[str, Any]:
         end = time.monotonic() + min(timeout, _LONGEST_POLL_S)
         while True:
             version = around.news.version
-            job = this_guest(name, caller).job
-            answer = around.board.notice(job) if job else None
+            found = controller.relocations.find(name)
+            if found is None:
+                raise HTTPException(404, f"there is no relocation {name}")
+            left = end - time.monotonic()
+            if found.ended is not None or left <= 0:
+                with around.changed:
+                    return to_dict(found)
+            await around.news.wait(version, left)
+
+    # -- guests, and hosts that a job has without guests ---------------------------------------------------------
+
+    async def notice_of(current: Callable[[], Notice | None], after: int, timeout: float) -> dict[str, Any]:
+        """Wait for a notice that is newer than ``after``, or for there being none any more."""
+        end = time.monotonic() + min(timeout, _LONGEST_POLL_S)
+        while True:
+            version = around.news.version
+            answer = current()
             news = answer.serial > after if answer else after > 0
             left = end - time.monotonic()
             if news or left <= 0:
                 return to_dict(answer) if answer else {}
             await around.news.wait(version, left)
 
-    @app.post("/guests/{name}/report")
-    def report(
-        name: str,
-        document: Any = Body(),
-        caller: Identity = require("guest"),
-    ) -> dict[str, Any]:
-        guest = this_guest(name, caller)
-        said = from_dict(GuestReport, document)
-        if said.job != guest.job:
-            raise HTTPException(409, f"{name} belongs to job {guest.job}, not to {said.job}")
+    def take_report(name: str, job: str | None, said: GuestReport) -> None:
+        if said.job != job:
+            raise HTTPException(409, f"{name} belongs to job {job}, not to {said.job}")
         if not 1 <= said.epoch <= around.board.notice(said.job).epoch:
             raise HTTPException(409, f"there was no notice with epoch {said.epoch} for job {said.job}")
         around.board.report(name, said)
+
+    @app.get("/guests/{name}/notice")
+    async def guests_notice(
+        name: str, after: int = 0, timeout: float = 25.0, caller: Identity = require("guest")
+    ) -> dict[str, Any]:
+        def current() -> Notice | None:
+            job = this_guest(name, caller).job
+            return around.board.notice(job) if job else None
+
+        return await notice_of(current, after, timeout)
+
+    @app.get("/hosts/{name}/notice")
+    async def hosts_notice(
+        name: str, after: int = 0, timeout: float = 25.0, caller: Identity = require("host")
+    ) -> dict[str, Any]:
+        def current() -> Notice | None:
+            check_caller(name, caller)
+            job = around.cluster.job_on(name)
+            owner = [job.request.uid, job.request.gid] if job else []
+            return dataclasses.replace(around.board.notice(job.id), owner=owner) if job else None
+
+        return await notice_of(current, after, timeout)
+
+    @app.post("/guests/{name}/report")
+    def guests_report(name: str, document: Any = Body(), caller: Identity = require("guest")) -> dict[str, Any]:
+        take_report(name, this_guest(name, caller).job, from_dict(GuestReport, document))
+        return {}
+
+    @app.post("/hosts/{name}/report")
+    def hosts_report(name: str, document: Any = Body(), caller: Identity = require("host")) -> dict[str, Any]:
+        check_caller(name, caller)
+        job = around.cluster.job_on(name)
+        take_report(name, job.id if job else None, from_dict(GuestReport, document))
         return {}
 
     return app

@@ -20,6 +20,7 @@ class Limits:
     migration_timeout_s: float = 300.0  # for the playbook, beside the guests' memory
     migration_s_per_gib: float = 120.0  # on top, for each GiB of the guests that move
     settle_timeout_s: float = 30.0  # for both hosts to agree where a guest is
+    cut_off_timeout_s: float = 900.0  # instead of these, while most hosts are silent: the head is cut off then
     reach_timeout_s: float = 20.0  # for a moved guest and its peer to say that it can be reached
     resume_timeout_s: float = 30.0  # for ranks to say that they run again
     retry_s: float = 2.0  # between attempts to reach the resource manager

@@ -155,6 +155,11 @@ class Cluster:
         """Return the job, if the membership has it."""
         return next((j for j in self.membership.jobs if j.id == job), None) if self.membership else None
 
+    def job_on(self, host: str) -> Job | None:
+        """Return the job that has a host itself, without guests, if there is one."""
+        jobs = self.membership.jobs if self.membership else []
+        return next((j for j in jobs if host in j.hosts and j.state not in ("completed", "failed")), None)
+
     def host(self, name: str) -> Host | None:
         """Return the host of that name, if the membership has it."""
         return next((h for h in self.membership.hosts if h.name == name), None) if self.membership else None

@@ -44,6 +44,12 @@ class Planner:
         """
         bandwidth, source = self._bandwidth(past)
         policy = job.request.policy
+        if job.resource == "hosts":
+            decision = OFF if policy == "off" else CHECKPOINT
+            reasons = [f"the job runs on {host.name} itself, without guests: nothing of it can move"]
+            reasons += [f"the job's policy is {policy}"] if policy == "off" else []
+            at_risk = [GuestPlan(host.name, 0, 0.0)]
+            return Plan(host.name, job.id, decision, reasons, 0.0, lead_s, bandwidth, at_risk)
         if policy != "migrate":
             decision = OFF if policy == "off" else CHECKPOINT
             at_risk = [estimate(guest, None, bandwidth) for guest in guests]

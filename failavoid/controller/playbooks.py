@@ -28,7 +28,7 @@ class MoveOrder:
     """One attempt of an evacuation, as its playbook needs it.
 
     ``name`` is what hosts keep the moves under: one name is never used for other moves. ``memory_kb`` is that of all
-    guests.
+    guests. Moves that are not ``gated`` wait for nobody's ranks.
     """
 
     evacuation: str
@@ -36,6 +36,7 @@ class MoveOrder:
     migrations: list[Migration]
     hosts: dict[str, Host]
     memory_kb: int = 0
+    gated: bool = True
 
     @property
     def name(self) -> str:
@@ -87,6 +88,7 @@ class Playbooks:
 
 def variables(order: MoveOrder, gate: str) -> dict[str, Any]:
     """Return migrate.yml's variables. Every word is checked, since Ansible evaluates templates in them."""
+    own_gate = f"{gate}/evacuations/{check_name('evacuation', order.evacuation)}/gate/{order.attempt}"
     return {
         "evacuation": check_name("evacuation", order.name),
         "migrate_guests": [
@@ -105,7 +107,7 @@ def variables(order: MoveOrder, gate: str) -> dict[str, Any]:
             }
             for migration in order.migrations
         ],
-        "migrate_gate_url": f"{gate}/evacuations/{check_name('evacuation', order.evacuation)}/gate/{order.attempt}",
+        "migrate_gate_url": own_gate if order.gated else "",
     }
 
 

@@ -36,12 +36,12 @@ class Group:
 
 
 def groups_of(membership: Membership) -> list[Group]:
-    """The hosts of each job that is ready or runs, by the guests they hold now, split by hardware class."""
+    """The hosts of each job that is ready or runs, its own or its guests' now, split by hardware class."""
     hardware = {host.name: hardware_class(host) for host in membership.hosts}
     groups = []
     for job in membership.jobs:
         if job.state in JUDGED_STATES:
-            hosts = {g.host for g in membership.guests if g.job == job.id and g.state != "lost"}
+            hosts = {g.host for g in membership.guests if g.job == job.id and g.state != "lost"}.union(job.hosts)
             by_class: dict[str, list[str]] = {}
             for host in sorted(hosts):
                 by_class.setdefault(hardware.get(host, ""), []).append(host)

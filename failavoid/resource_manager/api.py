@@ -150,7 +150,6 @@ def launch(jobs: Jobs, ident: str) -> None:
         background.start(f"launch {ident}", jobs.launch, ident)
     else:
         jobs.launch(ident)
-        background.start(f"make room for {ident}", jobs.make_room, ident)
 
 
 def _add_guests(app: FastAPI, manager: Manager) -> None:

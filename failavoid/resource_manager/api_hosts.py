@@ -10,6 +10,7 @@ from failavoid.resource_manager import background, leases
 from failavoid.resource_manager.hosts import who
 from failavoid.resource_manager.manager import Manager
 from failavoid.resource_manager.requests import names, text
+from failavoid.resource_manager.state import held
 from failavoid.services import require
 from failavoid.shared.messages import LeaseRequest, Placement, from_dict, to_dict
 from failavoid.shared.names import check_name
@@ -36,10 +37,11 @@ def _add_leases(app: FastAPI, manager: Manager) -> None:
             taken = leases.take(state, request, settings, number)
             new = taken.id == f"lease-{number}"
             if new:
-                state.note(who(caller), "lease taken", lease=taken.id, host=taken.host, evacuation=taken.evacuation)
-            answer = to_dict(taken)
-        if new and manager.guests.idle_on({taken.host}):
-            background.start(f"clear {taken.host}", manager.guests.remove_idle, taken.host)
+                state.note(who(caller), "lease taken", lease=taken.id, hosts=held(taken), evacuation=taken.evacuation)
+            answer, hosts = to_dict(taken), held(taken)
+        for host in hosts if new else []:
+            if manager.guests.idle_on({host}):
+                background.start(f"clear {host}", manager.guests.remove_idle, host)
         return answer
 
     @app.delete("/leases/{ident}")

@@ -13,7 +13,7 @@ import httpx
 from failavoid.resource_manager import background, hooks, leases, placement
 from failavoid.resource_manager.guests import Guests
 from failavoid.resource_manager.settings import Settings
-from failavoid.resource_manager.state import PROGRAM, State, mark, unmark
+from failavoid.resource_manager.state import PROGRAM, State, held, mark, unmark
 from failavoid.resource_manager.store import Store
 from failavoid.shared.messages import Host
 from failavoid.shared.names import check_name
@@ -97,7 +97,7 @@ class Hosts:
             raise HostError(409, f"{name} still has guests of jobs: {', '.join(left)}. Evacuate it first")
         if state.hosts[name].pool == "allocated":
             raise HostError(409, f"{state.hosts[name].reason} runs on {name} without guests: wait for its end")
-        holder = next((one for one in state.leases.values() if one.host == name), None)
+        holder = next((one for one in state.leases.values() if name in held(one)), None)
         if holder and caller.role != "service":  # the controller sets the spare of a failed move aside
             raise HostError(409, f"{name} is the spare of {holder.evacuation}: wait for its end")
 
@@ -138,7 +138,7 @@ class Hosts:
             # a mark that came during the checks is news that they knew nothing of
             host.marks = [known for known in host.marks if (known.kind, known.who) not in before]
             state.differences = {key: one for key, one in state.differences.items() if one.host != name}
-            for lease in [lease for lease in state.leases.values() if lease.host == name and retired]:
+            for lease in [lease for lease in state.leases.values() if name in held(lease) and retired]:
                 leases.give_back(state, lease)
             state.note(who(caller), "host restored", host=name, reason=reason)
         self._run_after(occasion)

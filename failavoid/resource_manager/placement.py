@@ -157,7 +157,7 @@ def objection(state: State, host: Host, guests: list[Guest], settings: Settings)
             f"{host.name} is of hardware class {host.hardware_class!r}; {', '.join(unfit)} booted on "
             f"{', '.join(map(repr, classes))} and can't run there"
         )
-    there = {guest.name: guest for guest in [*_holders(state, host.name), *guests]}
+    there = {guest.name: guest for guest in [*holders(state, host.name), *guests]}
     coming = ", ".join(guest.name for guest in guests)
     needed = sum(guest.memory_kb for guest in there.values() if not guest.hugepage_kb)
     if needed > room_kb(host, settings):
@@ -178,7 +178,7 @@ def room_kb(host: Host, settings: Settings) -> int:
     return host.memory_kb - settings.reserve_kb - aside
 
 
-def _holders(state: State, host: str) -> list[Guest]:
+def holders(state: State, host: str) -> list[Guest]:
     """The guests that hold cores and memory of a host: those there, and those with a place reserved."""
     names = {guest.name for guest in state.guests_on(host) if guest.state != "lost"}
     names |= {name for name, reserved in state.reserved.items() if reserved.host == host and name in state.guests}

@@ -245,7 +245,8 @@ class Guest:
     cores: List[int]
     numa_node: int
     user: str
-    state: str = "booting"  # booting | warm | assigned (is being told its user and job) | ready | lost
+    # booting | warm | relocating (to a host of its job) | assigned (is being told its user and job) | ready | lost
+    state: str = "booting"
     job: Optional[str] = None
     image: str = ""  # digest of the system image it booted
     hardware_class: str = ""  # of the host it booted on: where its CPU is known to work
@@ -306,8 +307,9 @@ class LeaseRequest:
     """Asks for a host that an evacuation's guests can move to; asked again, the same lease is renewed.
 
     A free host is given, never one of ``avoid_hosts`` or of a failure domain (``rack=r1``) of ``avoid_domains``. With
-    ``host`` that one alone will do. Where no free host is left, one that an evacuation of ``beside`` has leased may be
-    shared; with ``pack`` it is an allocated host of the guests' job that has room for them.
+    ``host`` that one alone will do, with ``packed_onto`` those. Where no free host is left, one that an evacuation of
+    ``beside`` has leased may be shared; with ``pack`` it is an allocated host of the guests' job that has room for
+    them, or several of these.
     """
 
     evacuation: str
@@ -317,16 +319,21 @@ class LeaseRequest:
     beside: List[str] = field(default_factory=list)
     pack: bool = False
     host: str = ""
+    packed_onto: List[str] = field(default_factory=list)
 
 
 @dataclass
 class Lease:
-    """A spare held for an evacuation until ``expires``."""
+    """A spare held for an evacuation until ``expires``.
+
+    ``packed_onto`` are all hosts, ``host`` among them, where no single one has room for all guests.
+    """
 
     id: str
     host: str
     evacuation: str
     expires: float
+    packed_onto: List[str] = field(default_factory=list)
 
 
 @dataclass
@@ -338,6 +345,15 @@ class Placement:
     cores: List[int]
     numa_node: int
     devices: List[Device] = field(default_factory=list)
+
+
+@dataclass
+class RelocationRequest:
+    """Asks that guests without ranks move to the hosts of the job that takes them; ``id`` is the asker's."""
+
+    id: str
+    job: str
+    placements: List[Placement]
 
 
 @dataclass
@@ -389,6 +405,7 @@ class Notice:
     ``kind`` is that of the epoch: with ``checkpoint`` the application is to write a checkpoint, nothing moves, and the
     affected guests are those that are in danger. ``arrivals`` are for the agents: what to check before ranks run on.
     ``source`` and ``destination`` are the host that is left and the new one, for the line in the job's output.
+    The ``affected`` of a job on hosts without guests are hosts; ``owner`` tells their agents the job's user and group.
     """
 
     job: str
@@ -401,11 +418,14 @@ class Notice:
     arrivals: List[Arrival] = field(default_factory=list)
     source: str = ""
     destination: str = ""
+    owner: List[int] = field(default_factory=list)  # uid, gid
 
 
 @dataclass
 class GuestReport:
     """A guest's agent speaks for its ranks (how many live ones are registered), and of guests that have moved.
+
+    So does the agent of a host that a job has without guests.
 
     ``ready``: all ranks have stopped at the barrier (of a notice of kind ``checkpoint``: each has written its
     checkpoint). ``resumed``: all run again. ``root``: this guest has moved, and its root file system answers.
@@ -442,6 +462,21 @@ class Migration:
 
 
 @dataclass
+class Relocation:
+    """The moves of guests that no ranks run in yet; ``ended`` once it is known where each of them is.
+
+    Their states are then ``moved``, ``failed`` (it stayed where it was) or ``running`` (where it is is not clear).
+    """
+
+    id: str
+    job: str
+    migrations: List[Migration]
+    begun: float
+    ended: Optional[float] = None
+    error: str = ""
+
+
+@dataclass
 class Step:
     """A step of an evacuation: ``begun`` before its side effect, ``done`` after it."""
 
@@ -453,7 +488,10 @@ class Step:
 
 @dataclass
 class GuestPlan:
-    """What is expected of one guest's move. ``devices`` of the source are passed through to it and can't move."""
+    """What is expected of one guest's move. ``devices`` of the source are passed through to it and can't move.
+
+    Of a job on hosts without guests it is the host, and nothing moves.
+    """
 
     guest: str
     memory_kb: int
@@ -481,6 +519,7 @@ class Evacuation:
     """All guests of a job leave a host. States: docs/evacuations.md.
 
     ``attempt`` counts the spares that were tried; ``failed_spares`` are those that were given up, with the reason.
+    ``packed_onto`` are all hosts that guests go to, the ``spare`` among them, where that is not one alone.
     ``cancel`` is why it is to end before its guests move, from the moment on at which that was granted.
     """
 
@@ -504,6 +543,7 @@ class Evacuation:
     cancel: str = ""
     needs_confirmation: bool = False
     confirmed_by: str = ""
+    packed_onto: List[str] = field(default_factory=list)
 
 
 @dataclass

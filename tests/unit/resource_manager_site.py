@@ -45,6 +45,11 @@ class Site:
         )
         self.running = {f"10.0.0.{n}": {} for n in range(1, hosts + 1)}
         self.silent, self.calls, self.fail, self.unheard = set(), [], {}, {}
+        self.relocations, self.stay, self.unknown = (
+            [],
+            set(),
+            set(),
+        )  # asked for; guests that don't move, or nobody knows
         self.hold = threading.Event()
         self.hold.set()
         monkeypatch.setattr(guests, "run_playbook", self.play)
@@ -54,7 +59,9 @@ class Site:
         """Begin a life of the service; one before is forgotten as kill -9 would."""
         if hasattr(self, "watch"):
             self.watch._pool.shutdown(wait=False)
-        self.manager = make_manager(self.settings, SECRET, self.look, lambda host: self.unheard.get(host, ""))
+        self.manager = make_manager(
+            self.settings, SECRET, self.look, lambda host: self.unheard.get(host, ""), self.relocate
+        )
         self.store, self.watch = self.manager.store, self.manager.watch
         self.api = TestClient(make_api(self.manager))
 
@@ -62,6 +69,22 @@ class Site:
         if address in self.silent:
             return None
         return {uuid: guest["name"] for uuid, guest in self.running[address].items()}
+
+    def why_unheard(self, host):
+        return self.unheard.get(host, "")
+
+    def relocate(self, request):
+        """Play the controller."""
+        self.relocations.append(request)
+        names = {guest.name: guest for guest in self.store.membership().guests}
+        ends = {}
+        for placed in request.placements:
+            guest = names[placed.guest]
+            source, destination = self.running[self.address(guest.host)], self.running[self.address(placed.host)]
+            ends[guest.name] = "failed" if guest.name in self.stay else "moved"
+            if ends[guest.name] == "moved" and guest.uuid in source:
+                destination[guest.uuid] = source.pop(guest.uuid)
+        return {name: end for name, end in ends.items() if name not in self.unknown}
 
     def address(self, host):
         return f"10.0.0.{host[4:]}"

@@ -112,7 +112,7 @@ def test_an_operator_evacuates_a_host_and_may_take_it_back(api, world):
     ("body", "status", "word"),
     [
         ({"host": "host9", "reason": ""}, 404, "no host host9"),
-        ({"host": "host5", "reason": ""}, 409, "no job has guests"),
+        ({"host": "host5", "reason": ""}, 409, "no job is on host5"),
         ({"host": "Host 1", "reason": ""}, 422, "not allowed"),
         ({"reason": "x"}, 422, "not allowed"),
         (["host1"], 422, "asked for with"),

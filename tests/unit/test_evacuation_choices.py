@@ -228,6 +228,23 @@ def test_a_host_is_left_by_the_guests_of_all_its_jobs(world):
         world.controller.order("host1", "again", "ada")
 
 
+def test_two_jobs_leave_one_host_each_by_its_own_barrier_and_the_host_is_retired_once_both_are_gone(world):
+    with_second_job(world)
+    world.stuck = True
+    evacuations = world.controller.order("host1", "fan is loud", "ada")
+    world.ranks_behave()
+    for one in evacuations:
+        world.until_state(one, "MIGRATING")
+    assert [one.epoch for one in evacuations] == [1, 1]  # each job counts its own
+    world.stuck = False
+    first, second = (world.until_state(one, "RETIRED") for one in evacuations)
+    assert {m.guest for m in first.migrations} == {"guest1", "guest2"}
+    assert {m.guest for m in second.migrations} == {"guest7"}
+    assert not any("host1" in places for places in world.where.values())
+    assert set(world.manager.retired) == {"host1"}
+    assert world.manager.leases == {}
+
+
 def test_a_host_where_another_job_stays_is_not_retired(world):
     with_second_job(world, policy="off")
     world.ranks_behave()

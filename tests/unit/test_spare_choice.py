@@ -101,3 +101,59 @@ def test_guests_are_packed_onto_a_host_of_their_job_only_if_it_has_room(site):
     with site.store.change() as state:
         state.hosts["host2"].memory_kb = 1024 * 1024
     assert lease(site, guests=mine, avoid_hosts=["host1"], pack=True).status_code == 409
+
+
+@pytest.fixture
+def tight(site):
+    """A job with two guests on each of hosts 1 to 3, where hosts 2 and 3 have room for one more; nothing is free."""
+    site.ready(hosts=3)
+    leave_nothing_free(site)
+    with site.store.change() as state:
+        for name in ("host2", "host3"):
+            state.hosts[name].memory_kb = site.settings.reserve_kb + 3 * 262144
+    return site
+
+
+def guests_on(site, host):
+    return sorted(guest.name for guest in site.guests().values() if guest.host == host and guest.job)
+
+
+def test_guests_are_spread_over_hosts_of_their_job_where_no_single_one_has_room_for_all(tight):
+    mine = guests_on(tight, "host1")
+    packed = lease(tight, guests=mine, avoid_hosts=["host1"], pack=True).json()
+    assert packed["packed_onto"] == ["host2", "host3"]
+    placed = tight.post("/placements", {"guests": mine, "host": packed["host"]}).json()
+    assert sorted(one["host"] for one in placed) == ["host2", "host3"]
+    assert tight.post("/placements", {"guests": mine, "host": packed["host"]}).json() == placed
+    assert tight.post(f"/leases/{packed['id']}/commit", {"placements": placed}).status_code == 200
+    assert [len(guests_on(tight, host)) for host in ("host1", "host2", "host3")] == [0, 3, 3]
+    assert tight.pools()["host1"] == "defunct"
+    with tight.store.view() as state:
+        assert state.reserved == {}
+
+
+def test_places_on_all_hosts_are_given_up_with_their_lease(tight):
+    mine = guests_on(tight, "host1")
+    give_back(tight, lease(tight, guests=mine, avoid_hosts=["host1"], pack=True).json())
+    with tight.store.view() as state:
+        assert state.reserved == {}
+
+
+def test_the_same_hosts_are_leased_again_for_guests_that_are_on_their_way_to_them(tight):
+    mine = guests_on(tight, "host1")
+    wanted = {"guests": mine, "avoid_hosts": ["host1"], "pack": True}
+    first = lease(tight, **wanted).json()
+    give_back(tight, first)
+    again = {"guests": mine, "pack": True, "host": first["host"], "packed_onto": first["packed_onto"]}
+    second = lease(tight, **again).json()
+    assert (second["host"], second["packed_onto"]) == (first["host"], first["packed_onto"])
+    give_back(tight, second)
+    tight.post("/hosts/host3/drain", {"reason": "new fan"})
+    assert lease(tight, **again).status_code == 409
+
+
+def test_guests_are_not_spread_onto_hosts_that_are_to_be_avoided_or_marked(tight):
+    wanted = {"guests": guests_on(tight, "host1"), "pack": True}
+    assert lease(tight, avoid_hosts=["host1", "host3"], **wanted).status_code == 409
+    tight.post("/hosts/host3/drain", {"reason": "new fan"})
+    assert lease(tight, avoid_hosts=["host1"], **wanted).status_code == 409

@@ -43,6 +43,17 @@ def test_warm_guests_boot_on_the_hosts_that_jobs_get_first(site):
     assert len(fill(site)) == 2
 
 
+def test_warm_guests_that_a_job_on_their_host_does_not_take_are_removed_without_its_waiting(site):
+    site.settings.warm_pools = [WarmPool(2, per_host=2)]
+    fill(site)
+    taker = threading.Thread(target=agent, args=(site, "g0001"))
+    taker.start()
+    job = site.ready(hosts=1, guests_per_host=1)
+    taker.join()
+    assert job.guests == ["g0001"]
+    site.until(lambda: set(site.guests()) == {"g0001"}, "an idle guest stays on the job's host")
+
+
 def test_a_job_takes_warm_guests_without_a_boot(site):
     fill(site)
     heard = {}
