@@ -90,9 +90,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.failavoid.devices import SYSFS
+from ansible.module_utils.failavoid.devices import wrong_declaration
 from ansible.module_utils.failavoid.hugepages import NODES, set_aside
-from ansible.module_utils.failavoid.names import InvalidNameError, check_name
 from ansible.module_utils.failavoid.pinning import parse_list
 
 PROBE_S = 10
@@ -153,21 +152,6 @@ def _speaks(said: Path, probe: subprocess.Popen) -> bool:
     return False
 
 
-def wrong_devices(devices: Dict[str, List[str]]) -> str:
-    """Why devices can't be passed through to guests, or nothing."""
-    try:
-        for kind in devices:
-            check_name("device kind", kind)
-    except InvalidNameError as error:
-        return f"hypervisor_devices: {error}"
-    addresses = [address for given in devices.values() for address in given]
-    missing = [address for address in addresses if not (SYSFS / address).exists()]
-    if missing:
-        return f"hypervisor_devices names PCI devices this host does not have: {', '.join(missing)} (see 'lspci -D')"
-    twice = sorted(address for address in set(addresses) if addresses.count(address) > 1)
-    return f"hypervisor_devices names {', '.join(twice)} twice" if twice else ""
-
-
 def read(path: Path) -> Optional[Dict[str, Any]]:
     """The facts kept earlier, None if there are none."""
     try:
@@ -199,7 +183,7 @@ def main() -> None:
         module.fail_json(
             msg=f"hypervisor_cores names cores this host does not have: {missing}; it has {numa_nodes([])}"
         )
-    wrong = wrong_devices(module.params["devices"])
+    wrong = wrong_declaration(module.params["devices"])
     if wrong:
         module.fail_json(msg=wrong)
     after = {

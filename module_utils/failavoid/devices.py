@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Set
 
-from . import domain_xml, guest_state
+from . import domain_xml, guest_state, names
 
 try:
     import libvirt
@@ -31,7 +31,7 @@ class DeviceError(Exception):
 
 
 def listen() -> None:
-    """Have libvirt's events heard in this process, on all connections that are opened from now on."""
+    """Have libvirt's events heard in this process, on all connections that are opened from now on; it must not fork."""
     if _listening.acquire(blocking=False):
         libvirt.virEventRegisterDefaultImpl()
         threading.Thread(target=_hear, daemon=True, name="libvirt-events").start()
@@ -60,14 +60,14 @@ def unplug(domain: Any, path: Path, limit_s: float, given_up: Callable[[], bool]
             left = domain_xml.passed_through(domain.XMLDesc())
             if not left:
                 return
-            names = ", ".join(left)
+            held = ", ".join(left)
             if removals.refused & set(map(_alias, left.values())):
-                raise DeviceError(f"guest {domain.name()} does not give up {names}: see its kernel's messages")
+                raise DeviceError(f"guest {domain.name()} does not give up {held}: see its kernel's messages")
             if given_up():
-                raise DeviceError(f"given up while guest {domain.name()} had not given up {names}")
+                raise DeviceError(f"given up while guest {domain.name()} had not given up {held}")
             if time.monotonic() > deadline:
                 raise DeviceError(
-                    f"guest {domain.name()} has not given up {names} within {limit_s:.0f} s: see whether its kernel "
+                    f"guest {domain.name()} has not given up {held} within {limit_s:.0f} s: see whether its kernel "
                     "takes part in hot-plugging (pciehp, acpiphp). It may still give it up"
                 )
             removals.wait(LOOK_S)
@@ -115,6 +115,21 @@ def _attach(domain: Any, devices: Dict[str, str]) -> bool:
             "you give it with 'virsh attach-device'"
         )
     return bool(missing)
+
+
+def wrong_declaration(declared: Dict[str, List[str]]) -> str:
+    """Why devices that the inventory declares for this host, by kind, can't be passed through to guests, or nothing."""
+    try:
+        for kind in declared:
+            names.check_name("device kind", kind)
+    except names.InvalidNameError as error:
+        return f"hypervisor_devices: {error}"
+    addresses = Counter(address for given in declared.values() for address in given)
+    missing = [address for address in addresses if not (SYSFS / address).exists()]
+    if missing:
+        return f"hypervisor_devices names PCI devices this host does not have: {', '.join(missing)} (see 'lspci -D')"
+    twice = [address for address, times in addresses.items() if times > 1]
+    return f"hypervisor_devices names {', '.join(twice)} twice" if twice else ""
 
 
 def check_free(connection: Any, devices: List[Dict[str, str]]) -> None:

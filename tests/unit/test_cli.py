@@ -18,7 +18,7 @@ from evacuation_world import World
 from resource_manager_site import PATIENCE_S, SECRET, SERVICE, Site
 
 from failavoid.cli import completion, evacuations, mpi, tables
-from failavoid.cli.run import RunRequest, hosts_for, kilobytes, seconds, user_key
+from failavoid.cli.run import RunRequest, hosts_for, hugepage_size, kilobytes, seconds, user_key
 from failavoid.cli.settings import CliError, CliSettings, load
 from failavoid.controller.api import build_app
 from failavoid.shared.messages import Alarm, Evacuation, Event, Evidence, Job, JobRequest, Migration, Step, to_dict
@@ -497,6 +497,11 @@ def test_without_mpirun_there_is_one_clear_line(job_environment, tmp_path):
 )
 def test_sizes_are_read_as_people_write_them(text, size):
     assert kilobytes(text) == size
+
+
+@pytest.mark.parametrize(("text", "size_kb"), [("2MiB", 2048), ("1G", 1048576), ("none", 0)])
+def test_sizes_of_hugepages_are_read_and_none_means_ordinary_pages(text, size_kb):
+    assert hugepage_size(text) == size_kb
 
 
 @pytest.mark.parametrize("text", ["", "12", "MiB", "1.5G", "-1M"])

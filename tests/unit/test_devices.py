@@ -231,6 +231,21 @@ def test_a_destination_says_before_the_move_that_it_has_not_got_the_device(world
     devices.check_free(destination, [{"kind": "ib-vf", "address": "0000:5e:00.2"}])
 
 
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ({"ib-vf": [THERE, "0000:5e:00.2"], "gpu": []}, ""),
+        ({"ib-vf": [THERE, "5e:00.1"]}, "hypervisor_devices names PCI devices this host does not have: 5e:00.1 "),
+        ({"ib-vf": [THERE], "gpu": [THERE]}, f"hypervisor_devices names {THERE} twice"),
+        ({"IB VF": [THERE]}, "hypervisor_devices: device kind name 'IB VF' is not allowed"),
+    ],
+)
+def test_devices_that_the_inventory_declares_are_there_once_and_have_a_kind(destination, declared, words):
+    said = devices.wrong_declaration(declared)
+    assert said.startswith(words)
+    assert bool(said) == bool(words)
+
+
 def test_hugepages_of_the_destinations_node_are_counted_before_the_gate_for_all_that_come(world):
     world.hosts["host01"]["g2"] = RUNNING
     world.devices.clear()

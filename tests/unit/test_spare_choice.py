@@ -1,5 +1,7 @@
 """Which host an evacuation gets: never one that fails with the first, shared or packed only where nothing is free."""
 
+import re
+
 import pytest
 from resource_manager_site import SERVICE, Site
 
@@ -157,3 +159,28 @@ def test_guests_are_not_spread_onto_hosts_that_are_to_be_avoided_or_marked(tight
     assert lease(tight, avoid_hosts=["host1", "host3"], **wanted).status_code == 409
     tight.post("/hosts/host3/drain", {"reason": "new fan"})
     assert lease(tight, avoid_hosts=["host1"], **wanted).status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"on_devices": "pray"}, "use refuse or unplug"),
+        ({"guest_hugepage_kb": -1}, "it must be 0 or more"),
+        ({"guest_devices": ["{{ x }}"]}, "device kind name .* is not allowed"),
+    ],
+)
+def test_a_job_that_asks_for_pages_or_devices_in_a_way_that_makes_no_sense_is_refused(site, asked, words):
+    refused = site.ask(**asked)
+    assert refused.status_code == 422
+    assert re.search(words, refused.json()["detail"])
+
+
+def test_the_sites_hugepages_are_for_jobs_that_do_not_say(site):
+    with site.store.change() as state:
+        for host in state.hosts.values():
+            host.hugepages = {"0": {"2048": 512}}
+    site.settings.guest_hugepage_kb = 2048
+    assert {guest.hugepage_kb for guest in site.guests(site.ready(hosts=1).id).values()} == {2048}
+    assert {guest.hugepage_kb for guest in site.guests(site.ready(hosts=1, guest_hugepage_kb=0).id).values()} == {0}
+    launched = site.played("launch.yml")[0]["launch_guests"][0]
+    assert (launched["hugepage_kb"], launched["devices"]) == (2048, [])
