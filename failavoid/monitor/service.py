@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import threading
 import time
@@ -67,10 +68,10 @@ class Monitor:
         """End all threads, and keep what is to be kept."""
         self._stopped.set()
         self._thread.join()
+        if self.archive:  # first: nothing that goes wrong after this costs a sample
+            self.archive.stop()
         for part in (*self.sources, self.follower, self.sender, self.migrations):
             part.stop()
-        if self.archive:
-            self.archive.stop()
         self.state.close()
 
     def horizon_s(self) -> float:
@@ -194,6 +195,8 @@ def main() -> None:
         sys.exit(f"failavoid-monitor: {error}; see secret, listen and port in {arguments.settings}")
     monitor.start()
     try:
+        # uvicorn raises the signal that ended it once more, which by default would end the process before `stop`
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         run(build_app(monitor, secret), settings.listen, settings.port)
     finally:
         monitor.stop()

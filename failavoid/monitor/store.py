@@ -16,6 +16,7 @@ from failavoid.shared.messages import METRICS, NodeHealth, Sample
 
 _KEPT = 4  # samples of each host that a collection may lie between
 _CLOCK_OFF_S = 0.5  # more than a network delays
+_DISORDER_S = 5.0  # several sources bring samples, each in its own order
 _WINDOW = 60  # samples, in which loss and delay are looked at
 _PLACE = {name: place for place, name in enumerate(METRICS)}
 
@@ -159,8 +160,9 @@ class Store:
     def history(self, since: float) -> str:
         """All samples that arrived since then, oldest first, as the JSON of a list of Sample."""
         with self._lock:
-            wanted = list(takewhile(lambda entry: entry[0] >= since, reversed(self._past)))
-        return "[" + ",".join(_json(*entry[1:]) for entry in reversed(wanted)) + "]"
+            found = list(takewhile(lambda entry: entry[0] >= since - _DISORDER_S, reversed(self._past)))
+        wanted = [entry for entry in reversed(found) if entry[0] >= since]
+        return "[" + ",".join(_json(*entry[1:]) for entry in wanted) + "]"
 
     def collect(self, when: float) -> Collection:
         """Every host's values at the same moment, although each samples at its own."""

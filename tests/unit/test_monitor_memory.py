@@ -292,6 +292,23 @@ def test_what_was_archived_is_known_again(tmp_path):
     assert found[5][0].shares("unavailable") == pytest.approx(np.full(5, 0.4))
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_pieces_that_a_killed_monitor_left_are_taken_up_unless_their_minute_was_written(tmp_path, written):
+    archive = Archive(tmp_path, 100)
+    archive.start()
+    for second in range(5):
+        archive.add(collected(1000.0 + second, np.full(5, 0.4)), [Group("job-1", "app", "", HOSTS)])
+    archive.stop()
+    (minute,) = tmp_path.glob("*.npz")
+    piece = tmp_path / "open" / f"{minute.stem}+00.npz"
+    piece.write_bytes(minute.read_bytes())
+    if not written:
+        minute.unlink()
+    found = [collection.time for collection, _ in Archive(tmp_path, 100).recent(1000.0)]
+    assert found == [1000.0 + second for second in range(5)]
+    assert not piece.exists()
+
+
 def test_the_archive_stays_within_its_limit(tmp_path):
     archive = Archive(tmp_path, 1)
     (tmp_path / "00000000-000000.npz").write_bytes(bytes(2 << 20))
