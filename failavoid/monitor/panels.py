@@ -23,6 +23,7 @@ class Panel:
         self.watch = watch
         self.groups: list[Group] = []
         self._applications: list[str] = []
+        self._application: Ints = np.zeros(0, dtype=np.intp)  # of each column, among these
         self._columns: Ints = np.zeros(0, dtype=np.intp)
         self._heard_of = -1
 
@@ -45,7 +46,11 @@ class Panel:
         """Look at these groups from now on."""
         self.groups = groups
         self.watch.follow([(group.name, host) for group in groups for host in group.hosts])
-        self._applications = [group.application for group in groups for _ in group.hosts]
+        self._applications = sorted({group.application for group in groups})
+        numbers = {name: number for number, name in enumerate(self._applications)}
+        of_groups: Ints = np.array([numbers[group.application] for group in groups], dtype=np.intp)
+        sizes: Ints = np.array([len(group.hosts) for group in groups], dtype=np.intp)
+        self._application = np.repeat(of_groups, sizes)
         self._heard_of = -1
 
     def columns(self, collection: Collection) -> Ints:
@@ -69,7 +74,7 @@ class Panel:
         collection: Collection,
         metric: str,
         horizon_s: float,
-        learned: Callable[[Sequence[str], Floats, Ints], Floats],
+        learned: Callable[[Sequence[str], Ints, Floats], Floats],
     ) -> Tick | None:
         """Judge one more collection; None if there is nobody."""
         if not self.watch.members:
@@ -78,7 +83,10 @@ class Panel:
         if self.mode:
             return self.watch.tick(collection.time, values, horizon_s)
         return self.watch.tick(
-            collection.time, values, horizon_s, lambda high, columns: learned(self._applications, high, columns)
+            collection.time,
+            values,
+            horizon_s,
+            lambda high, columns: learned(self._applications, self._application[columns], high),
         )
 
 

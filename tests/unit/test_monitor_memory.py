@@ -184,7 +184,7 @@ def test_an_application_is_learned_from_jobs_that_complete_and_known_after_a_res
         assert state.distribution("app", "unavailable").runs == runs
     state.close()
     learner = Learner(State(str(tmp_path)), "unavailable")
-    found = learner.relative_probability(["app", "other"], np.array([0.4, 0.8, 0.8]), np.array([0, 0, 1]))
+    found = learner.relative_probability(["app", "other"], np.array([0, 0, 1]), np.array([0.4, 0.8, 0.8]))
     assert found == pytest.approx([1.0, 0.0, 1.0], abs=0.2)
 
 
