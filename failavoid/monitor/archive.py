@@ -161,8 +161,9 @@ def _collections(segment: Segment, since: float) -> Iterator[tuple[Collection, l
     hosts = {host: column for column, host in enumerate(segment.hosts)}
     place = {name: row for row, name in enumerate(segment.metrics)}
     order = [place.get(name, -1) for name in METRICS]  # another version's file may lack some
+    groups = [(begin, [Group(*row) for row in rows]) for begin, rows in segment.groups]
     for when, values in zip(segment.times, segment.values.astype(np.float64)):
         if when >= since:
-            rows = next((rows for begin, rows in reversed(segment.groups) if begin <= when), ())
+            mine = next((of for begin, of in reversed(groups) if begin <= when), [])
             known = np.array([values[row] if row >= 0 else np.full(len(hosts), np.nan) for row in order])
-            yield Collection(float(when), hosts, known), [Group(*row) for row in rows]
+            yield Collection(float(when), hosts, known), mine

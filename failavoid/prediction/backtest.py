@@ -18,7 +18,7 @@ from failavoid.prediction.models import BINS, Distribution
 from failavoid.prediction.scoring import Calibration, wilson
 from failavoid.prediction.settings import RuleSettings
 from failavoid.prediction.traces import STALE_S, Label, Trace, TraceError, read_ldms, shorten
-from failavoid.prediction.watch import Learned, Watch
+from failavoid.prediction.watch import Learned, Roster, Watch
 
 _COLUMNS = 6000  # judged at once
 
@@ -84,7 +84,7 @@ def replay(groups: Sequence[Sequence[Run]], options: Options, learned: Learned |
     fails = np.where(failed.any(axis=0), failed.argmax(axis=0), steps)
     interval_s = options.interval_s
     watch = Watch(options.settings, interval_s, (options.rule,))
-    watch.follow([(f"g{group}", f"h{column}") for column, group in enumerate(of_group)])
+    watch.follow(Roster([(f"g{group}", f"h{column}") for column, group in enumerate(of_group)]))
     outcomes = [Outcome() for _ in groups]
     for column, group in enumerate(of_group):
         outcomes[group].events += int(fails[column] < steps)
