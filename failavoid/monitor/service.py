@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 
 HEALTH_EVERY_S = 5.0
+RECALLED = 1_000_000  # samples, that a monitor on a large site is soon back
 
 
 class Monitor:
@@ -43,7 +44,7 @@ class Monitor:
         token = mint(secret, "service", "monitor")
         self.settings = settings
         self.state = State(settings.state)
-        self.store = Store(settings.history_s, settings.stale_s)
+        self.store = Store(settings.history_s, settings.stale_s, settings.history_mb)
         self.follower = Follower(settings.resource_manager, token)
         self.evaluator = Evaluator(settings, self.state, self.follower.has_room_for)
         self.sender = AlarmSender(settings.controller, token, self.follower.is_member)
@@ -85,12 +86,13 @@ class Monitor:
         now = time.time()
         count = 0
         for collection, groups in self.archive.recent(now - self.settings.history_s):
-            count += 1
-            self.store.recall(collection)
+            if collection.time > now - RECALLED / max(1, len(collection.hosts)):
+                count += 1
+                self.store.recall(collection)
             if collection.time > now - self.settings.rules.long_window_s:
                 self.evaluator.recall(collection, groups)
         if count:
-            log.info("%d collections of the last %.0f s are known again", count, self.settings.history_s)
+            log.info("%d collections of before are known again", count)
 
     def _judge_for_ever(self) -> None:
         """Judge each host by its last sample: waiting until all are of the same moment would cost an alarm a second.

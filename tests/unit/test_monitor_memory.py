@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -263,6 +264,22 @@ def test_a_host_whose_clock_is_behind_is_judged_by_what_it_sends_now():
     store = Store(3600.0, 5.0)
     sent(store, "behind", 20.0)
     assert store.collect(89.5).shares("unavailable") == pytest.approx([0.5])
+
+
+def test_the_past_stays_within_its_memory():
+    store = Store(3600.0, 5.0, history_mb=1)
+    for second in range(3000):
+        store.take(Sample("a", "host", float(second), {"mem_total_kb": 1.0}), float(second), b"x" * 750)
+    times = [float(time) for time in re.findall(r'"time": ([0-9.]+)', store.history(0.0))]
+    assert len(times) == 1048
+    assert times[-1] == 2999.0
+
+
+def test_what_several_sources_bring_hides_nothing_from_the_history():
+    store = Store(3600.0, 5.0)
+    for arrived in (1.0, 10.2, 10.0):
+        store.take(Sample("a", "host", arrived, {"mem_total_kb": 1.0}), arrived)
+    assert [one["time"] for one in json.loads(store.history(10.1))] == [10.2]
 
 
 def test_a_finding_is_said_when_it_begins_and_when_it_is_over():
