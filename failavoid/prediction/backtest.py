@@ -105,18 +105,16 @@ def replay(groups: Sequence[Sequence[Run]], options: Options, learned: Learned |
                 actual = (fails_at - step) * interval_s
                 outcome.leads_s.append(actual)
                 predicted = float(tick.view.trend.failure[column])
-                if options.rule == "robust" and math.isfinite(predicted):
+                if options.rule == "robust" and 0 < predicted < math.inf:
                     outcome.predictions.append((predicted, float(tick.view.trend.doubt[column]), actual))
     return outcomes
 
 
 def summarise(group_size: int, leaking: int | None, outcomes: Sequence[Outcome], calibration: Calibration) -> Result:
     """Put groups together, in their order: an interval knows what came true in the groups before, no more."""
-    covered = []
+    covered: list[bool] = []
     for outcome in outcomes:
-        for predicted, doubt, actual in outcome.predictions:
-            earliest, latest = calibration.interval(predicted, doubt)
-            covered.append(earliest <= actual <= latest)
+        covered += [calibration.holds(*prediction) for prediction in outcome.predictions]
         for prediction in outcome.predictions:
             calibration.learn(*prediction)
     events = sum(outcome.events for outcome in outcomes)

@@ -10,8 +10,8 @@ from statistics import NormalDist
 import numpy as np
 
 KEPT = 400
-_ALIKE = 100  # of these, so many teach about the next one
-_ENOUGH = 19  # that the 10 % and the 90 % quantile are no extremes
+_ALIKE = 3.0  # times longer or shorter: predictions within this teach about each other
+_ENOUGH = 19  # of them, that the 10 % and the 90 % quantile are no extremes
 # What is believed before enough came true: quantiles of a normal distribution of this width
 _PRIOR = 5
 _PRIOR_WIDTH = 1.0
@@ -21,8 +21,8 @@ class Calibration:
     """Learns from predictions that came true how far off they are, in units of their own doubt.
 
     Conformal prediction, localised (Guan, 2023): the 80 % interval of the next one spans the 10 % and the 90 % quantile
-    of log(actual / predicted) / doubt among those of the last `KEPT` that foresaw a time most like its own. A leak that
-    has minutes to go is told less well than one that has hours.
+    of log(actual / predicted) / doubt among those of the last `KEPT` that foresaw a time like its own. A leak that has
+    hours to go is told in other ways than one that has seconds.
     """
 
     def __init__(self, seen: Iterable[tuple[float, float]] = ()) -> None:
@@ -38,14 +38,20 @@ class Calibration:
     def learn(self, predicted_s: float, doubt: float, actual_s: float) -> None:
         """Take up a prediction that came true ``actual_s`` after it was made."""
         if 0 < predicted_s < math.inf and actual_s > 0 and doubt > 0:
-            self._seen.append((predicted_s, math.log(actual_s / predicted_s) / doubt))
+            self._seen.append((predicted_s, _deviation(predicted_s, doubt, actual_s)))
+
+    def holds(self, predicted_s: float, doubt: float, actual_s: float) -> bool:
+        """Whether the interval holds what came: not by its ends in seconds, which rounding moves."""
+        low, high = self.quantiles(predicted_s)
+        return low <= _deviation(predicted_s, doubt, actual_s) <= high
 
     def quantiles(self, predicted_s: float) -> tuple[float, float]:
         """(low, high) deviations that enclose that of a prediction of this time with a probability of 80 %."""
-        seen = list(reversed(self._seen))  # of those that are alike the latest
-        if len(seen) > _ALIKE and 0 < predicted_s < math.inf:
-            distance = np.abs(np.log([one for one, _ in seen]) - math.log(predicted_s))
-            seen = [seen[place] for place in np.argsort(distance, kind="stable")[:_ALIKE]]
+        seen = list(self._seen)
+        if len(seen) > _ENOUGH and 0 < predicted_s < math.inf:
+            apart = np.abs(np.log([one for one, _ in seen]) - math.log(predicted_s))
+            count = max(_ENOUGH, int((apart <= math.log(_ALIKE)).sum()))
+            seen = [seen[place] for place in np.argsort(apart, kind="stable")[:count]]
         prior = self._prior if len(seen) < _ENOUGH else []
         # Weibull's ranks, p (n + 1), are the conformal ones: the next observation is one more than was seen
         low, high = np.quantile([*prior, *(deviation for _, deviation in seen)], [0.1, 0.9], method="weibull")
@@ -55,6 +61,10 @@ class Calibration:
         """[earliest, latest] time of failure in seconds from now, 80 %."""
         low, high = self.quantiles(predicted_s)
         return predicted_s * math.exp(low * doubt), predicted_s * math.exp(high * doubt)
+
+
+def _deviation(predicted_s: float, doubt: float, actual_s: float) -> float:
+    return math.log(actual_s / predicted_s) / doubt
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> list[float] | None:
