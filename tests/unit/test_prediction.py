@@ -256,6 +256,25 @@ def test_hosts_that_leak_together_do_not_hide_each_other(size, leaking_hosts):
     assert outcome([*(flat(0.3) for _ in range(size - leaking_hosts)), *leaks], "paper").recall < 1
 
 
+@pytest.mark.parametrize(("size", "failing"), [(4, 3), (12, 11), (32, 24)])
+def test_where_most_hosts_fail_robust_sees_as_many_as_the_papers_rule_with_what_was_learned(size, failing):
+    def one(at):
+        values = np.repeat([0.3, 0.8, 0.95], [at, 300 - at, 60])
+        return Run(values + rng().normal(0, 0.002, 360))
+
+    group = [*(flat(0.3, 360) for _ in range(size - failing)), *(one(100 + number) for number in range(failing))]
+    recall = {
+        rule: summarise(
+            size,
+            failing,
+            replay([group], Options(rule), lambda values, _columns: np.where(values > 0.5, 0.0, 1.0)),
+            Calibration(),
+        ).recall
+        for rule in ("robust", "paper-learned")
+    }
+    assert recall["robust"] >= recall["paper-learned"] > 0
+
+
 def test_a_slow_leak_is_seen_at_half_its_way_and_a_fast_one_before_its_end():
     slow = outcome([*(flat(0.3, 5000) for _ in range(7)), ramp(100, 0.00015, 5000)])
     assert slow.lead_times_s[0] > 1.8 * 0.15 / 0.00015
