@@ -25,7 +25,7 @@ from failavoid.prediction.generate import (
     write_run,
 )
 from failavoid.prediction.grouping import Grouping
-from failavoid.prediction.models import BINS, Correlative, Distribution
+from failavoid.prediction.models import BINS, Correlative, Distribution, robust
 from failavoid.prediction.modes import Mode
 from failavoid.prediction.scoring import Calibration, upper_bound_of_rate, wilson
 from failavoid.prediction.traces import TraceError, read_labels, read_ldms, shorten
@@ -53,6 +53,14 @@ def test_medians_of_ragged_groups_are_each_groups_own():
     medians = Grouping(ids).median(values)
     for group in range(23):
         assert medians[group] == pytest.approx(np.nanmedian(values[ids == group]))
+
+
+def test_a_group_is_judged_the_same_whatever_other_groups_there_are():
+    values = rng().normal(0.4, 0.01, 5)
+    alone = robust(values, Grouping(np.zeros(5, dtype=np.intp)))
+    for other in (3, 6, 7, 8, 30):
+        both = robust(np.append(values, rng().normal(0.4, 0.1, other)), Grouping(np.repeat(np.arange(2), [5, other])))
+        assert both.z[:5].tolist() == alone.z.tolist()
 
 
 def test_several_metrics_together_show_what_none_shows_alone():
