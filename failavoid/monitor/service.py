@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import threading
 import time
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 
 HEALTH_EVERY_S = 5.0
+RECALLED = 1_000_000  # samples, that a monitor on a large site is soon back
 
 
 class Monitor:
@@ -42,7 +44,7 @@ class Monitor:
         token = mint(secret, "service", "monitor")
         self.settings = settings
         self.state = State(settings.state)
-        self.store = Store(settings.history_s, settings.stale_s)
+        self.store = Store(settings.history_s, settings.stale_s, settings.history_mb)
         self.follower = Follower(settings.resource_manager, token)
         self.evaluator = Evaluator(settings, self.state, self.follower.has_room_for)
         self.sender = AlarmSender(settings.controller, token, self.follower.is_member)
@@ -67,10 +69,10 @@ class Monitor:
         """End all threads, and keep what is to be kept."""
         self._stopped.set()
         self._thread.join()
+        if self.archive:  # first: nothing that goes wrong after this costs a sample
+            self.archive.stop()
         for part in (*self.sources, self.follower, self.sender, self.migrations):
             part.stop()
-        if self.archive:
-            self.archive.stop()
         self.state.close()
 
     def horizon_s(self) -> float:
@@ -84,12 +86,13 @@ class Monitor:
         now = time.time()
         count = 0
         for collection, groups in self.archive.recent(now - self.settings.history_s):
-            count += 1
-            self.store.recall(collection)
+            if collection.time > now - RECALLED / max(1, len(collection.hosts)):
+                count += 1
+                self.store.recall(collection)
             if collection.time > now - self.settings.rules.long_window_s:
                 self.evaluator.recall(collection, groups)
         if count:
-            log.info("%d collections of the last %.0f s are known again", count, self.settings.history_s)
+            log.info("%d collections of before are known again", count)
 
     def _judge_for_ever(self) -> None:
         """Judge each host by its last sample: waiting until all are of the same moment would cost an alarm a second.
@@ -194,6 +197,8 @@ def main() -> None:
         sys.exit(f"failavoid-monitor: {error}; see secret, listen and port in {arguments.settings}")
     monitor.start()
     try:
+        # uvicorn raises the signal that ended it once more, which by default would end the process before `stop`
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         run(build_app(monitor, secret), settings.listen, settings.port)
     finally:
         monitor.stop()

@@ -33,6 +33,7 @@ class Settings:
     interval_s: float = 1.0  # between judgements: the hosts' sampling interval
     stale_s: float = 5.0  # a host's last value counts for this long
     history_s: float = 3600.0
+    history_mb: int = 1024  # MiB of memory that the history may take: beyond it the oldest samples go sooner
     reraise_s: float = 30.0  # an alarm whose cause stays is raised again after this
     judged_after_s: float = 3600.0  # a prediction that did not come true by then was wrong
     migration_factor: float = 2.0  # the horizon is at least this many times the slow migrations of this site
@@ -54,6 +55,7 @@ class Settings:
             ("interval_s", 0.05, 60.0),
             ("stale_s", 0.1, 600.0),
             ("history_s", 1.0, 7 * 86400.0),
+            ("history_mb", 1, 1 << 24),
             ("reraise_s", 1.0, 86400.0),
             ("judged_after_s", 1.0, 7 * 86400.0),
             ("migration_factor", 1.0, 100.0),
