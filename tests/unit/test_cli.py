@@ -601,8 +601,13 @@ def test_the_users_python_path_comes_first_and_the_wrapper_is_found():
 
 def test_what_ranks_need_to_know_is_handed_on(monkeypatch, tmp_path):
     monkeypatch.setattr(mpi, "PRELOADED", tmp_path / "libfailavoid-mpi.so")
-    assert mpi.handed_on({"HOME": "/"}) == ["-x", "FAILAVOID_JOB", "-x", "FAILAVOID_EVERY", "-x", "PYTHONPATH"]
-    assert mpi.handed_on({"FAILAVOID_LIMIT_S": "5"})[-2:] == ["-x", "FAILAVOID_LIMIT_S"]
+    always = ["-x", "FAILAVOID_JOB", "-x", "FAILAVOID_EVERY", "-x", "PYTHONPATH"]
+    assert mpi.handed_on({"HOME": "/"}) == [*always, "-x", "PMIX_MCA_gds=hash"]
+    assert mpi.handed_on({"FAILAVOID_LIMIT_S": "5", "PMIX_MCA_gds": "ds21"}) == [
+        *always,
+        *("-x", "FAILAVOID_LIMIT_S"),
+        *("-x", "PMIX_MCA_gds"),  # the user's own word
+    ]
     mpi.PRELOADED.touch()  # guests have what the head has
     assert mpi.handed_on({})[-2:] == ["-x", f"LD_PRELOAD={mpi.PRELOADED}"]
     assert mpi.handed_on({"LD_PRELOAD": "/lib/own.so"})[-1] == f"LD_PRELOAD={mpi.PRELOADED}:/lib/own.so"
