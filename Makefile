@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-PACKAGES := gcc libvirt-dev pkg-config python3-dev python3-venv \
+PACKAGES := gcc gnutls-bin libvirt-dev pkg-config python3-dev python3-venv \
   fuse3 iproute2 lxcfs mmdebstrap openmpi-bin openssh-client procps python3-mpi4py python3-numpy systemd-container
 
 .PHONY: help

@@ -1,7 +1,7 @@
 #!/usr/bin/python
 # Copyright: the failavoid authors
 # Apache License 2.0 (see LICENSE)
-"""Ansible module: the site's certificates for libvirt and migrations."""
+"""Ansible module: the site's certificates for libvirt, migrations and the services."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ module: failavoid_certificates
 short_description: Issue and install the certificates of hosts
 description:
   - V(issued) keeps a certificate authority in a folder of the head and has a key and certificate for each host in it.
-  - V(installed) puts a host's key and certificate where libvirt and QEMU look for them.
+  - V(installed) puts a host's key and certificate where libvirt, QEMU and the services look for them.
+  - The authority's certificate, which is public, comes into C(/etc/failavoid/authority.pem) too.
 version_added: "0.1.0"
 options:
   state:
@@ -24,7 +25,9 @@ options:
     type: path
     default: /etc/failavoid/ca
   hosts:
-    description: The hosts, each with C(name) and C(address), for V(issued).
+    description: >-
+      The hosts, each with C(name) and C(address), and C(alternatives) if it is reached by more names or addresses,
+      for V(issued).
     type: list
     elements: dict
     default: []
@@ -38,6 +41,10 @@ options:
     default: true
   group:
     description: Group that may read the client's key, if it exists, for V(installed).
+    type: str
+    default: ""
+  service_user:
+    description: User whose alone the services' key in C(/etc/failavoid/tls) is, for V(installed). Empty installs none.
     type: str
     default: ""
 attributes:
@@ -72,6 +79,7 @@ certificates:
 
 import contextlib
 import grp
+import ipaddress
 import json
 import os
 import shutil
@@ -86,6 +94,7 @@ from ansible.module_utils.basic import AnsibleModule
 DAYS = 3650
 RENEW_BEFORE_S = 90 * 86400
 QEMU_GROUP = "libvirt-qemu"
+FAILAVOID = Path("/etc/failavoid")
 
 
 class CertificateError(Exception):
@@ -130,16 +139,16 @@ def authority(folder: Path) -> bool:
     return True
 
 
-def issue(folder: Path, name: str, address: str) -> bool:
-    """Have a key and a certificate for a host; True if they were made now."""
+def issue(folder: Path, name: str, addresses: List[str]) -> bool:
+    """Have a key and a certificate for a host with these names and addresses; True if they were made now."""
     key, certificate, told = (folder / f"{name}-{what}" for what in ("key.pem", "cert.pem", "address"))
-    if certificate.exists() and told.exists() and told.read_text() == address and not _ends_soon(certificate):
+    wanted = "\n".join(addresses)
+    if certificate.exists() and told.exists() and told.read_text() == wanted and not _ends_soon(certificate):
         return False
     private_key(key)
     lines = [f'cn = "{name}"', f'dns_name = "{name}"', "tls_www_server", "tls_www_client"]
     lines += ["signing_key", "encryption_key", f"expiration_days = {DAYS}"]
-    kind = "ip_address" if address.replace(".", "").isdigit() or ":" in address else "dns_name"
-    lines.append(f'{kind} = "{address}"')
+    lines += [f'{_kind(address)} = "{address}"' for address in addresses]
     with _template(folder, "\n".join(lines) + "\n") as file:
         certtool(
             "--generate-certificate",
@@ -149,8 +158,17 @@ def issue(folder: Path, name: str, address: str) -> bool:
             f"--template={file}",
             f"--outfile={certificate}",
         )
-    told.write_text(address)
+    told.write_text(wanted)
     return True
+
+
+def _kind(address: str) -> str:
+    """What certtool calls it."""
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return "dns_name"
+    return "ip_address"
 
 
 def _ends_soon(certificate: Path) -> bool:
@@ -172,36 +190,41 @@ def existing(group: str) -> str:
     return ""
 
 
-def places(files: Dict[str, str], qemu: bool, group: str) -> List[Tuple[Path, str, str, int]]:
-    """Where libvirt and QEMU look: path, text, group, mode."""
+def places(files: Dict[str, str], qemu: bool, group: str, service_user: str) -> List[Tuple[Path, str, str, str, int]]:
+    """Where libvirt, QEMU and the services look: path, text, owner, group, mode."""
     ca, cert, key = files["authority"], files["certificate"], files["key"]
     pki = Path("/etc/pki")
     wanted = [
-        (pki / "CA/cacert.pem", ca, "root", 0o644),
-        (pki / "libvirt/servercert.pem", cert, "root", 0o644),
-        (pki / "libvirt/clientcert.pem", cert, "root", 0o644),
-        (pki / "libvirt/private/serverkey.pem", key, "root", 0o600),
-        (pki / "libvirt/private/clientkey.pem", key, group or "root", 0o640 if group else 0o600),
+        (FAILAVOID / "authority.pem", ca, "root", "root", 0o644),
+        (pki / "CA/cacert.pem", ca, "root", "root", 0o644),
+        (pki / "libvirt/servercert.pem", cert, "root", "root", 0o644),
+        (pki / "libvirt/clientcert.pem", cert, "root", "root", 0o644),
+        (pki / "libvirt/private/serverkey.pem", key, "root", "root", 0o600),
+        (pki / "libvirt/private/clientkey.pem", key, "root", group or "root", 0o640 if group else 0o600),
     ]
+    if service_user:
+        wanted.append((FAILAVOID / "tls/certificate.pem", cert, "root", "root", 0o644))
+        wanted.append((FAILAVOID / "tls/key.pem", key, service_user, "root", 0o400))
     if qemu:
-        wanted.append((pki / "qemu/ca-cert.pem", ca, "root", 0o644))
+        wanted.append((pki / "qemu/ca-cert.pem", ca, "root", "root", 0o644))
         for side in ("server", "client"):
-            wanted.append((pki / f"qemu/{side}-cert.pem", cert, "root", 0o644))
-            wanted.append((pki / f"qemu/{side}-key.pem", key, QEMU_GROUP, 0o640))
+            wanted.append((pki / f"qemu/{side}-cert.pem", cert, "root", "root", 0o644))
+            wanted.append((pki / f"qemu/{side}-key.pem", key, "root", QEMU_GROUP, 0o640))
     return wanted
 
 
-def install(path: Path, text: str, group: str, mode: int, check: bool) -> bool:
+def install(path: Path, text: str, owner: str, group: str, mode: int, check: bool) -> bool:
     """Have a file with that text; True if it differs."""
-    with contextlib.suppress(OSError):
-        if path.read_text() == text and path.stat().st_mode & 0o777 == mode and path.group() == group:
+    with contextlib.suppress(OSError, KeyError):
+        whose = (path.owner(), path.group())
+        if path.read_text() == text and path.stat().st_mode & 0o777 == mode and whose == (owner, group):
             return False
     if not check:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         new = path.with_suffix(".new")
         with os.fdopen(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
             file.write(text)
-        shutil.chown(new, group=group)
+        shutil.chown(new, owner, group)
         new.chmod(mode)
         new.replace(path)
     return True
@@ -217,6 +240,7 @@ def main() -> None:
             "certificate": {"type": "str", "default": "{}", "no_log": True},
             "qemu": {"type": "bool", "default": True},
             "group": {"type": "str", "default": ""},
+            "service_user": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
@@ -224,7 +248,7 @@ def main() -> None:
     try:
         if params["state"] == "installed":
             files = json.loads(params["certificate"])
-            wanted = places(files, params["qemu"], existing(params["group"]))
+            wanted = places(files, params["qemu"], existing(params["group"]), params["service_user"])
             module.exit_json(changed=any([install(*place, check=module.check_mode) for place in wanted]))
         folder = Path(params["authority"])
         if module.check_mode:
@@ -232,7 +256,8 @@ def main() -> None:
             module.exit_json(changed=bool(lacking), certificates={})
         changed = authority(folder)
         for host in params["hosts"]:
-            changed = issue(folder, host["name"], host["address"]) or changed
+            addresses = [host["address"], *host.get("alternatives", [])]
+            changed = issue(folder, host["name"], list(dict.fromkeys(addresses))) or changed
         certificates = {
             host["name"]: json.dumps(
                 {

@@ -15,7 +15,7 @@ import threading
 import time
 
 from failavoid.agent.settings import Settings
-from failavoid.shared.http import ApiError, call
+from failavoid.shared.http import ApiError, Client
 from failavoid.shared.messages import GuestReport, Notice, from_dict, to_dict
 from failavoid.shared.names import check_name
 from failavoid.shared.page import RUN_DIR, PageError, PageWriter, Posted, job_folder, live_slots
@@ -41,7 +41,8 @@ class Ranks:
     def __init__(self, settings: Settings, run_dir: str) -> None:
         self._guest = settings.node
         self._url = f"{settings.controller.rstrip('/')}/guests/{settings.node}"
-        self._token = settings.token
+        self._listening = Client(settings.token, settings.authority)  # a connection each for the two threads
+        self._reporting = Client(settings.token, settings.authority)
         self._run_dir = run_dir
         self._changed = threading.Condition()
         self._job = ""
@@ -55,7 +56,7 @@ class Ranks:
             asked = time.monotonic()
             try:
                 where = f"{self._url}/notice?after={serial}&timeout={POLL_S:g}"
-                answer = call("GET", where, self._token, timeout=POLL_S + 10)
+                answer = self._listening.call("GET", where, timeout=POLL_S + 10)
                 before, serial = serial, self._take(answer)
             except (ApiError, ValueError, PageError) as error:
                 if not troubled:
@@ -118,7 +119,7 @@ class Ranks:
                 time.sleep(LOOK_S)
                 continue
             try:
-                call("POST", f"{self._url}/report", self._token, to_dict(report))
+                self._reporting.call("POST", f"{self._url}/report", to_dict(report))
             except ApiError as error:
                 if not 400 <= error.status < 500:
                     if not troubled:

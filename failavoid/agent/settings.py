@@ -16,10 +16,11 @@ class Settings:
     """What one agent needs to know.
 
     ``monitor`` is the (address, port) samples go to, ``controller`` the base URL that a
-    guest's agent asks for notices, ``metrics`` the names to send (all if None).
+    guest's agent asks for notices, ``authority`` the file of the authority that must have signed
+    its certificate, ``metrics`` the names to send (all if None).
     """
 
-    __slots__ = ("controller", "interval_s", "kind", "metrics", "monitor", "node", "token")
+    __slots__ = ("authority", "controller", "interval_s", "kind", "metrics", "monitor", "node", "token")
 
     def __init__(
         self,
@@ -28,6 +29,7 @@ class Settings:
         token: str,
         monitor: tuple[str, int],
         controller: str = "",
+        authority: str = "",
         interval_s: float = 1.0,
         metrics: frozenset[str] | None = None,
     ) -> None:
@@ -36,6 +38,7 @@ class Settings:
         self.token = token
         self.monitor = monitor
         self.controller = controller
+        self.authority = authority
         self.interval_s = interval_s
         self.metrics = metrics
 
@@ -71,6 +74,7 @@ def load(path: str) -> Settings:
         token=token,
         monitor=_address(path, data["monitor"]),
         controller=str(data.get("controller") or ""),
+        authority=str(data.get("authority") or ""),
         interval_s=_interval(path, data.get("interval_s"), kind),
         metrics=None if metrics is None else frozenset(metrics),
     )

@@ -29,17 +29,25 @@ class CliError(Exception):
 
 @dataclass
 class CliSettings:
-    """What `failavoid` can be told. ``mpi_network`` is the network MPI's connections use."""
+    """What `failavoid` can be told.
 
-    monitor: str = "http://127.0.0.1:7411"
-    resource_manager: str = "http://127.0.0.1:7412"
-    controller: str = "http://127.0.0.1:7413"
+    ``authority`` is the file of the site's authority, which must have signed the services' certificates;
+    ``mpi_network`` is the network MPI's connections use.
+    """
+
+    monitor: str = "https://127.0.0.1:7411"
+    resource_manager: str = "https://127.0.0.1:7412"
+    controller: str = "https://127.0.0.1:7413"
+    authority: str = "/etc/failavoid/authority.pem"
     mpi_network: str = ""
     mpi_arguments: list[str] = field(default_factory=list)
 
 
 def load(path: Path | None = None) -> CliSettings:
-    """Read the settings; FAILAVOID_{MONITOR,RESOURCE_MANAGER,CONTROLLER}_URL override them. Raises CliError."""
+    """Read the settings; FAILAVOID_{MONITOR,RESOURCE_MANAGER,CONTROLLER}_URL and _AUTHORITY override them.
+
+    Raises CliError.
+    """
     import yaml
 
     from failavoid.shared.messages import from_dict
@@ -55,6 +63,7 @@ def load(path: Path | None = None) -> CliSettings:
         url = os.environ.get(f"FAILAVOID_{service.upper()}_URL")
         if url:
             setattr(settings, service, url.rstrip("/"))
+    settings.authority = os.environ.get("FAILAVOID_AUTHORITY") or settings.authority
     return settings
 
 

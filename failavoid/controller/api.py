@@ -5,13 +5,23 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fastapi import Body, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
 from failavoid.controller.controller import Controller, RequestError
 from failavoid.controller.manager import ManagerError
+from failavoid.documents import After, Document, Nothing, Timeout
 from failavoid.services import make_app, require
-from failavoid.shared.messages import Alarm, Evacuation, Gate, Guest, GuestReport, from_dict, to_dict
+from failavoid.shared.messages import (
+    Alarm,
+    Evacuation,
+    EvacuationRequest,
+    Gate,
+    Guest,
+    GuestReport,
+    Notice,
+    to_dict,
+)
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import Identity
 
@@ -46,36 +56,32 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
             raise HTTPException(403, f"this token is of a guest {name} that is not there, or not any more")
         return guest
 
-    @app.post("/alarms")
-    def alarm(document: Any = Body(), _caller: Identity = require("service")) -> dict[str, Any]:
-        taken = from_dict(Alarm, document)
+    @app.post("/alarms", response_model=Evacuation | Nothing)
+    def alarm(taken: Document[Alarm], _caller: Identity = require("service")) -> dict[str, Any]:
         for kind, name in (("alarm", taken.id), ("host", taken.host), ("job", taken.job)):
             check_name(kind, name)
         return shown(controller.take_alarm(taken))
 
-    @app.post("/evacuations")
-    def order(document: Any = Body(), caller: Identity = require("operator")) -> dict[str, Any]:
-        if not isinstance(document, dict) or not isinstance(document.get("reason", ""), str):
-            raise ValueError('an evacuation is asked for with {"host": NAME, "reason": TEXT}')
-        host = check_name("host", document.get("host", ""))
-        reason = str(document.get("reason", ""))[:_LONGEST_REASON]
-        return shown(controller.order(host, reason, caller.subject))
+    @app.post("/evacuations", response_model=Evacuation)
+    def order(asked: Document[EvacuationRequest], caller: Identity = require("operator")) -> dict[str, Any]:
+        host = check_name("host", asked.host)
+        return shown(controller.order(host, asked.reason[:_LONGEST_REASON], caller.subject))
 
-    @app.get("/evacuations")
+    @app.get("/evacuations", response_model=list[Evacuation], dependencies=[require()])
     def evacuations() -> list[dict[str, Any]]:
         return [shown(evacuation) for evacuation in controller.evacuations()]
 
-    @app.get("/evacuations/{name}")
+    @app.get("/evacuations/{name}", response_model=Evacuation, dependencies=[require()])
     def evacuation(name: str) -> dict[str, Any]:
         return shown(controller.run(name).evacuation)
 
-    @app.post("/evacuations/{name}/cancel")
+    @app.post("/evacuations/{name}/cancel", response_model=Evacuation)
     def cancel(name: str, caller: Identity = require("operator")) -> dict[str, Any]:
         return shown(controller.cancel(name, caller.subject))
 
-    @app.get("/evacuations/{name}/gate")
+    @app.get("/evacuations/{name}/gate", response_model=Gate)
     async def gate(
-        name: str, timeout: float = 25.0, _caller: Identity = require("host", "service", "operator")
+        name: str, timeout: Timeout = 25.0, _caller: Identity = require("host", "service", "operator")
     ) -> dict[str, Any]:
         run = controller.run(name)
         end = time.monotonic() + min(timeout, _LONGEST_POLL_S)
@@ -87,9 +93,9 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
                 return to_dict(answer)
             await around.news.wait(version, left)
 
-    @app.get("/guests/{name}/notice")
+    @app.get("/guests/{name}/notice", response_model=Notice | Nothing)
     async def notice(
-        name: str, after: int = 0, timeout: float = 25.0, caller: Identity = require("guest")
+        name: str, after: After = 0, timeout: Timeout = 25.0, caller: Identity = require("guest")
     ) -> dict[str, Any]:
         end = time.monotonic() + min(timeout, _LONGEST_POLL_S)
         while True:
@@ -102,14 +108,9 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
                 return to_dict(answer) if answer else {}
             await around.news.wait(version, left)
 
-    @app.post("/guests/{name}/report")
-    def report(
-        name: str,
-        document: Any = Body(),
-        caller: Identity = require("guest"),
-    ) -> dict[str, Any]:
+    @app.post("/guests/{name}/report", response_model=Nothing)
+    def report(name: str, said: Document[GuestReport], caller: Identity = require("guest")) -> dict[str, Any]:
         guest = this_guest(name, caller)
-        said = from_dict(GuestReport, document)
         if said.job != guest.job:
             raise HTTPException(409, f"{name} belongs to job {guest.job}, not to {said.job}")
         if not 1 <= said.epoch <= around.board.notice(said.job).epoch:

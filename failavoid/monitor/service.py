@@ -11,14 +11,15 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 
+from failavoid.documents import Since
 from failavoid.monitor.alarms import AlarmSender
 from failavoid.monitor.evaluation import Evaluator
 from failavoid.monitor.groups import Follower
 from failavoid.monitor.receiver import Receiver
 from failavoid.monitor.settings import Settings
 from failavoid.monitor.store import Store
-from failavoid.services import SettingsError, load_settings, make_app, run, set_up_logging
-from failavoid.shared.messages import to_dict
+from failavoid.services import SettingsError, load_settings, make_app, require, run, set_up_logging
+from failavoid.shared.messages import Alarm, RuleEvent, Sample, to_dict
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import mint, read_secret
 
@@ -32,9 +33,9 @@ class Monitor:
         token = mint(secret, "service", "monitor")
         self.settings = settings
         self.store = Store(settings.metric, settings.history_s, settings.stale_s)
-        self.follower = Follower(settings.resource_manager, token)
+        self.follower = Follower(settings.resource_manager, token, settings.tls.authority)
         self.evaluator = Evaluator(settings)
-        self.sender = AlarmSender(settings.controller, token, self._is_member)
+        self.sender = AlarmSender(settings.controller, token, self._is_member, settings.tls.authority)
         self.receiver = Receiver(settings.listen, settings.port, secret, self.store, self.follower.is_guest)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._judge_for_ever, name="rules")
@@ -72,19 +73,19 @@ def build_app(monitor: Monitor, secret: bytes) -> FastAPI:
     """The monitor's API, as in docs/architecture.md."""
     app = make_app("failavoid monitor", secret)
 
-    @app.get("/samples")
+    @app.get("/samples", response_model=list[Sample], dependencies=[require()])
     def samples() -> list[dict[str, Any]]:
         return [to_dict(sample) for sample in monitor.store.last()]
 
-    @app.get("/history")
-    def history(since: float = 0.0) -> Response:
+    @app.get("/history", response_model=list[Sample], dependencies=[require()])
+    def history(since: Since = 0.0) -> Response:
         return Response(monitor.store.history(since), media_type="application/json")
 
-    @app.get("/alarms")
+    @app.get("/alarms", response_model=list[Alarm], dependencies=[require()])
     def alarms() -> list[dict[str, Any]]:
         return [to_dict(alarm) for alarm in list(monitor.evaluator.alarms)]
 
-    @app.get("/rule-events")
+    @app.get("/rule-events", response_model=list[RuleEvent], dependencies=[require()])
     def rule_events(job: str | None = None) -> list[dict[str, Any]]:
         if job is not None:
             check_name("job", job)
@@ -113,7 +114,7 @@ def main() -> None:
         sys.exit(f"failavoid-monitor: {error}; see secret, listen and port in {arguments.settings}")
     monitor.start()
     try:
-        run(build_app(monitor, secret), settings.listen, settings.port)
+        run(build_app(monitor, secret), settings.listen, settings.port, settings.tls)
     finally:
         monitor.stop()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from failavoid.monitor.rules import RULES, RuleSettings
+from failavoid.services import Tls
 
 METRICS = ("unavailable", "active")
 
@@ -15,9 +16,10 @@ class Settings:
 
     listen: str = "0.0.0.0"
     port: int = 7411  # TCP: the API; UDP: samples
+    tls: Tls = field(default_factory=Tls)
     secret: str = "/etc/failavoid/secret"
-    resource_manager: str = "http://127.0.0.1:7412"
-    controller: str = "http://127.0.0.1:7413"
+    resource_manager: str = "https://127.0.0.1:7412"
+    controller: str = "https://127.0.0.1:7413"
     interval_s: float = 1.0  # between judgements: the hosts' sampling interval
     stale_s: float = 5.0  # a host's last value counts for this long
     history_s: float = 3600.0
@@ -27,6 +29,7 @@ class Settings:
     rules: RuleSettings = field(default_factory=RuleSettings)
 
     def __post_init__(self) -> None:
+        self.tls.check(self.listen)
         if self.rule not in RULES:
             raise ValueError(f"setting 'rule' is {self.rule!r}; use one of {', '.join(RULES)}")
         if self.metric not in METRICS:
@@ -44,4 +47,4 @@ class Settings:
                 raise ValueError(f"setting {name!r} is {value}; it must be from {low:g} to {high:g}")
         for name in ("resource_manager", "controller"):
             if not getattr(self, name).startswith(("http://", "https://")):
-                raise ValueError(f"setting {name!r} is {getattr(self, name)!r}; give it as http://ADDRESS:PORT")
+                raise ValueError(f"setting {name!r} is {getattr(self, name)!r}; give it as https://ADDRESS:PORT")

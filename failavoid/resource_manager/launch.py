@@ -33,6 +33,7 @@ SECONDS_A_GUEST = 30.0  # on top: many guests share cores while they boot
 LOCKED = "is locked by"  # what a host says of a guest that somebody acts on
 LOCKED_LOOK_S = 5.0
 LOGS = 300
+GUEST_AUTHORITY = "/run/failavoid/authority.pem"  # where guest-identity writes the authority
 ENDED = ("completed", "failed")
 
 
@@ -282,7 +283,8 @@ class Launcher:
                 "kind": "guest",
                 "token": mint(self._secret, "guest", guest.name, guest.uuid),
                 "monitor": f"{head}:7411",
-                "controller": f"http://{head}:7413",
+                "controller": f"https://{head}:7413",
+                "authority": GUEST_AUTHORITY,
                 "interval_s": self._settings.guest_interval_s,
             },
             "hosts": {**addresses, "head": head},
@@ -291,12 +293,23 @@ class Launcher:
     def _common(self, request: JobRequest) -> dict[str, Any]:
         """The part of an identity that all guests of a job share."""
         return {
+            "authority": self._authority(),
             "prefix": self._settings.prefix,
             "user": {"name": request.user, "uid": request.uid, "gid": request.gid},
             "authorized_keys": [request.public_key],
             "root_authorized_keys": self._settings.guest_root_keys,
             "mounts": self._settings.guest_mounts,
         }
+
+    def _authority(self) -> str:
+        """The site's authority (PEM), by which guests know the services. Raises LaunchError."""
+        try:
+            return Path(self._settings.tls.authority).read_text()
+        except OSError as error:
+            raise LaunchError(
+                f"guests can't be told the site's authority: {self._settings.tls.authority}: {error.strerror}; "
+                "the role hypervisor installs it (tasks_from head.yml)"
+            ) from error
 
     def _terms(self, request: JobRequest, image: Image) -> str:
         """A digest of what a guest is told at its boot: one that was told something else can't serve this job."""

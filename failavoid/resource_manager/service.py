@@ -13,21 +13,36 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from fastapi import Body, FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException
 
 from failavoid import services
+from failavoid.documents import After, Document, Nothing, Timeout
 from failavoid.resource_manager import leases, placement
 from failavoid.resource_manager.launch import ENDED, Launcher, LaunchError
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.store import State, Store
 from failavoid.resource_manager.watch import Watch
 from failavoid.services import require
-from failavoid.shared.messages import POLICIES, Host, Job, JobRequest, Placement, from_dict, to_dict
+from failavoid.shared.messages import (
+    POLICIES,
+    Commit,
+    Host,
+    Job,
+    JobEnded,
+    JobRequest,
+    JobStarted,
+    Lease,
+    LeaseRequest,
+    Membership,
+    Placement,
+    PlacementRequest,
+    Reason,
+    to_dict,
+)
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import Identity, read_secret
 
 log = logging.getLogger(__name__)
-Document = dict[str, Any]
 
 # A user's key becomes a variable of a playbook, where "{{" would be a template: nothing but a key passes.
 _PUBLIC_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+) [A-Za-z0-9+/]+=* ?[A-Za-z0-9_.@+-]*")
@@ -70,8 +85,8 @@ def make_api(settings: Settings, store: Store, launcher: Launcher, watch: Watch,
             raise HTTPException(404, f"there is no host {name}")
         return state.hosts[name]
 
-    @app.get("/membership")
-    async def membership(after: int = -1, timeout: float = 0.0, _caller: Identity = require()) -> Document:
+    @app.get("/membership", response_model=Membership)
+    async def membership(after: After = -1, timeout: Timeout = 0.0, _caller: Identity = require()) -> dict[str, Any]:
         # a number from another life of this service is answered at once
         if store.changes.version >= after >= 0 and timeout > 0:
             await store.changes.wait(after, min(timeout, 60.0))
@@ -83,9 +98,8 @@ def make_api(settings: Settings, store: Store, launcher: Launcher, watch: Watch,
 
     # -- jobs --------------------------------------------------------------------------------------------------
 
-    @app.post("/jobs")
-    def submit(body: Document = Body(), caller: Identity = require("user", "operator")) -> Document:
-        request = from_dict(JobRequest, body)
+    @app.post("/jobs", response_model=Job)
+    def submit(request: Document[JobRequest], caller: Identity = require("user", "operator")) -> dict[str, Any]:
         check_request(request, caller)
         ident = check_name("job", f"{request.name}-{store.next_number('job')}")
         try:
@@ -98,35 +112,34 @@ def make_api(settings: Settings, store: Store, launcher: Launcher, watch: Watch,
         in_background(f"launch {ident}", launcher.launch, ident)
         return to_dict(job)
 
-    @app.get("/jobs/{ident}")
-    def show_job(ident: str, _caller: Identity = require()) -> Document:
+    @app.get("/jobs/{ident}", response_model=Job)
+    def show_job(ident: str, _caller: Identity = require()) -> dict[str, Any]:
         return to_dict(job_of(ident))
 
-    @app.post("/jobs/{ident}/started")
-    def started(ident: str, body: Document = Body(), caller: Identity = require("user", "operator")) -> Document:
+    @app.post("/jobs/{ident}/started", response_model=Job)
+    def started(
+        ident: str, said: Document[JobStarted], caller: Identity = require("user", "operator")
+    ) -> dict[str, Any]:
         job_of(ident, caller)
         with store.change() as state:
             job = state.jobs[ident]
             if job.state not in ("ready", "running"):
                 raise HTTPException(409, f"job {ident} is {job.state} {job.message}".strip())
             job.state, job.started = "running", time.time()
-            job.command = [str(word) for word in body.get("command") or []]
+            job.command = said.command
             return to_dict(job)
 
-    @app.post("/jobs/{ident}/ended")
-    def ended(ident: str, body: Document = Body(), caller: Identity = require("user", "operator")) -> Document:
+    @app.post("/jobs/{ident}/ended", response_model=Job)
+    def ended(ident: str, said: Document[JobEnded], caller: Identity = require("user", "operator")) -> dict[str, Any]:
         job = job_of(ident, caller)
-        status = body.get("exit_status")
-        if status is not None and type(status) is not int:
-            raise HTTPException(422, f"exit_status is {status!r}; it must be a whole number or null")
-        message = str(body.get("message") or "")
+        status, message = said.exit_status, said.message
         if status != 0 and job.state not in ENDED:
             message = watch.why_ended(ident) or message
         launcher.end(ident, "completed" if status == 0 else "failed", status, message)
         return to_dict(job_of(ident))
 
-    @app.delete("/guests/{name}")
-    def remove_guest(name: str, _caller: Identity = require("operator")) -> Document:
+    @app.delete("/guests/{name}", response_model=Nothing)
+    def remove_guest(name: str, _caller: Identity = require("operator")) -> dict[str, Any]:
         guest = next((guest for guest in store.membership().guests if guest.name == name), None)
         if guest is None:
             raise HTTPException(404, f"there is no guest {name}")
@@ -140,9 +153,9 @@ def make_api(settings: Settings, store: Store, launcher: Launcher, watch: Watch,
 
     # -- evacuations -------------------------------------------------------------------------------------------
 
-    @app.post("/leases")
-    def lease(body: Document = Body(), _caller: Identity = require("service")) -> Document:
-        evacuation = check_name("evacuation", body.get("evacuation", ""))
+    @app.post("/leases", response_model=Lease)
+    def lease(asked: Document[LeaseRequest], _caller: Identity = require("service")) -> dict[str, Any]:
+        evacuation = check_name("evacuation", asked.evacuation)
         number = store.next_number("lease")
         try:
             with store.change() as state:
@@ -154,42 +167,39 @@ def make_api(settings: Settings, store: Store, launcher: Launcher, watch: Watch,
             in_background(f"clear {taken.host}", remove_idle, taken.host, idle)
         return answer
 
-    @app.delete("/leases/{ident}")
-    def give_back(ident: str, _caller: Identity = require("service")) -> Document:
+    @app.delete("/leases/{ident}", response_model=Nothing)
+    def give_back(ident: str, _caller: Identity = require("service")) -> dict[str, Any]:
         with store.change() as state:
             if ident not in state.leases:
                 raise HTTPException(404, f"there is no lease {ident}")
             leases.give_back(state, state.leases[ident])
         return {}
 
-    @app.post("/placements")
-    def place(body: Document = Body(), _caller: Identity = require("service")) -> list[Document]:
-        guests, host = body.get("guests"), body.get("host")
-        if not isinstance(guests, list) or not all(isinstance(word, str) for word in [*guests, host]):
-            raise HTTPException(422, "placements need 'guests' (a list of names) and 'host'")
+    @app.post("/placements", response_model=list[Placement])
+    def place(asked: Document[PlacementRequest], _caller: Identity = require("service")) -> list[dict[str, Any]]:
         try:
             with store.change() as state:
-                return [to_dict(placed) for placed in leases.reserve(state, guests, str(host), settings.reserve_kb)]
+                placed = leases.reserve(state, asked.guests, asked.host, settings.reserve_kb)
+                return [to_dict(one) for one in placed]
         except placement.NoRoomError as error:
             raise HTTPException(409, str(error)) from error
 
-    @app.post("/leases/{ident}/commit")
-    def commit(ident: str, body: Document = Body(), _caller: Identity = require("service")) -> Document:
-        placements = from_dict(list[Placement], body.get("placements"))
+    @app.post("/leases/{ident}/commit", response_model=Nothing)
+    def commit(ident: str, moved: Document[Commit], _caller: Identity = require("service")) -> dict[str, Any]:
         try:
             with store.change() as state:
                 if ident not in state.leases:
                     raise HTTPException(404, f"there is no lease {ident}")
-                leases.commit(state, state.leases[ident], placements)
+                leases.commit(state, state.leases[ident], moved.placements)
         except placement.NoRoomError as error:
             raise HTTPException(409, str(error)) from error
         return {}
 
     # -- hosts -------------------------------------------------------------------------------------------------
 
-    @app.post("/hosts/{name}/retire")
-    def retire(name: str, body: Document = Body(), caller: Identity = require("service", "operator")) -> Document:
-        reason = str(body.get("reason") or "") or f"retired by {caller.subject}"
+    @app.post("/hosts/{name}/retire", response_model=Nothing)
+    def retire(name: str, said: Document[Reason], caller: Identity = require("service", "operator")) -> dict[str, Any]:
+        reason = said.reason or f"retired by {caller.subject}"
         with store.change() as state:
             host = host_of(state, name)
             left = [guest.name for guest in state.guests.values() if guest.host == name and guest.job]
@@ -220,8 +230,8 @@ def make_api(settings: Settings, store: Store, launcher: Launcher, watch: Watch,
         except LaunchError as error:
             log.warning("idle guests could not be removed from %s: %s", host, error)
 
-    @app.post("/hosts/{name}/restore")
-    def restore(name: str, _caller: Identity = require("operator")) -> Document:
+    @app.post("/hosts/{name}/restore", response_model=Nothing)
+    def restore(name: str, _caller: Identity = require("operator")) -> dict[str, Any]:
         with store.change() as state:
             pool = host_of(state, name).pool
         if pool != "defunct":
@@ -319,7 +329,7 @@ def main() -> None:
     threading.Thread(target=watch.follow, args=(stop,), daemon=True, name="watch").start()
     threading.Thread(target=expire_leases, args=(store, stop), daemon=True, name="leases").start()
     recover(store, launcher)
-    services.run(make_api(settings, store, launcher, watch, secret), settings.listen, settings.port)
+    services.run(make_api(settings, store, launcher, watch, secret), settings.listen, settings.port, settings.tls)
 
 
 if __name__ == "__main__":

@@ -148,6 +148,21 @@ class Job:
 
 
 @dataclass
+class JobStarted:
+    """A job's client says what it runs in the job's guests."""
+
+    command: List[str] = field(default_factory=list)
+
+
+@dataclass
+class JobEnded:
+    """A job's client says how its program ended; ``exit_status`` is null where there is none."""
+
+    exit_status: Optional[int] = None
+    message: str = ""
+
+
+@dataclass
 class Lease:
     """A spare held for an evacuation until ``expires``."""
 
@@ -158,6 +173,21 @@ class Lease:
 
 
 @dataclass
+class LeaseRequest:
+    """Asks for a spare for an evacuation; asked again, the same one."""
+
+    evacuation: str
+
+
+@dataclass
+class PlacementRequest:
+    """Asks for cores for guests on a host."""
+
+    guests: List[str]
+    host: str
+
+
+@dataclass
 class Placement:
     """Where one guest is to run, or runs: ``cores`` are of NUMA node ``numa_node`` of ``host``."""
 
@@ -165,6 +195,20 @@ class Placement:
     host: str
     cores: List[int]
     numa_node: int
+
+
+@dataclass
+class Commit:
+    """Says that the guests of a lease's evacuation now run where they were placed."""
+
+    placements: List[Placement]
+
+
+@dataclass
+class Reason:
+    """Why something is done, for the people who will ask."""
+
+    reason: str = ""
 
 
 @dataclass
@@ -249,6 +293,14 @@ class Evacuation:
     steps: List[Step] = field(default_factory=list)
     migrations: List[Migration] = field(default_factory=list)
     error: str = ""
+
+
+@dataclass
+class EvacuationRequest:
+    """An operator's order that guests leave a host."""
+
+    host: str
+    reason: str = ""
 
 
 @dataclass

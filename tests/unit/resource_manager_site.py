@@ -13,6 +13,7 @@ from failavoid.resource_manager.launch import Launcher
 from failavoid.resource_manager.settings import HostSettings, Settings
 from failavoid.resource_manager.store import Store
 from failavoid.resource_manager.watch import Watch
+from failavoid.services import Tls
 from failavoid.shared.messages import Job, Membership, from_dict
 from failavoid.shared.tokens import mint
 
@@ -34,6 +35,7 @@ class Site:
     def __init__(self, folder, monkeypatch, hosts=4):
         image = folder / "sysimage" / "current"
         image.mkdir(parents=True, exist_ok=True)
+        (folder / "authority.pem").write_text("the site's authority\n")
         manifest = {"digest": "d1", "root": "r1", "classes": {"guest": {"init": "/init", "kernel_arguments": "quiet"}}}
         (image / "manifest.json").write_text(json.dumps(manifest))
         self.settings = Settings(
@@ -41,6 +43,7 @@ class Site:
             head_address="10.0.0.100",
             guest_network="10.0.2.0/24",
             prefix=16,
+            tls=Tls(authority=str(folder / "authority.pem")),
             state=str(folder / "state"),
             sysimage=str(folder / "sysimage"),
         )

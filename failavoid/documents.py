@@ -1,0 +1,98 @@
+"""How the services' documents get into their OpenAPI, and what is said of those that can't be taken.
+
+A document is a dataclass of messages.py. It is read by from_dict, whose errors name the field at fault; FastAPI and
+pydantic only describe it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Body, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from failavoid.shared.messages import from_dict
+
+T = TypeVar("T")
+
+_LAST_VERSION = 2**62
+
+
+@dataclass
+class Problem:
+    """Why a request was refused: what, where, and the way out."""
+
+    detail: str
+
+
+@dataclass
+class Nothing:
+    """`{}`: it was done and there is nothing to say, or there is nothing yet."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # what pydantic reads; else it would pass for any document
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": meaning}
+    for status, meaning in (
+        (400, "The body can't be read."),
+        (401, "There is no token, or it was not made with this site's secret."),
+        (403, "The token's role, or its subject, may not do this."),
+        (404, "There is no such thing."),
+        (409, "It can't be done as things stand; the detail says what is in the way."),
+        (422, "A name, number or document that makes no sense; the detail names the field."),
+        (502, "A host did not do what it was asked to."),
+        (503, "Not now: ask again later."),
+    )
+}
+
+
+class _ByFromDict:
+    """Has pydantic leave a document's reading to from_dict."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_wrap_validator_function(lambda data, _: from_dict(source, data), handler(source))
+
+
+Document = Annotated[T, Body(), _ByFromDict()]
+"""A request's body: ``request: Document[JobRequest]``."""
+
+After = Annotated[int, Query(ge=-_LAST_VERSION, le=_LAST_VERSION, description="Answer when there is more than this.")]
+Timeout = Annotated[
+    float, Query(ge=0, allow_inf_nan=False, description="Seconds to wait for news at most; a service may wait less.")
+]
+
+Since = Annotated[float, Query(allow_inf_nan=False, description="Seconds since the epoch.")]
+
+
+def explain_refusals(app: FastAPI) -> None:
+    """Answer what can't be taken with a Problem and status 422."""
+
+    @app.exception_handler(ValueError)
+    async def bad_value(_request: Request, error: ValueError) -> Response:
+        return refusal(422, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_request(_request: Request, error: RequestValidationError) -> Response:
+        return refusal(422, _sentence(error.errors()[0]))
+
+
+def refusal(status: int, detail: str) -> JSONResponse:
+    """A Problem as an answer."""
+    return JSONResponse({"detail": detail}, status_code=status)
+
+
+def _sentence(error: Any) -> str:
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])  # from_dict's own
+    if error["type"] == "json_invalid":
+        return f"the body is not JSON: {error['ctx']['error']} at character {error['loc'][-1]}"
+    kind, *where = error["loc"]
+    if kind == "body" and error["type"] == "missing":
+        return "a body is needed: send a JSON object; /openapi.json describes it"
+    given = "" if error["type"] == "missing" else f", not {error['input']!r}"
+    return f"{'.'.join(str(word) for word in where) or kind}: {error['msg']}{given}"
