@@ -2,7 +2,9 @@
 
 import contextlib
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from evacuation_world import World
@@ -13,20 +15,55 @@ from failavoid.controller.api import build_app as controller_app
 from failavoid.monitor.service import Monitor
 from failavoid.monitor.service import build_app as monitor_app
 from failavoid.monitor.settings import Settings
-from failavoid.shared.tokens import mint
+from failavoid.shared.messages import Membership
+from failavoid.shared.tokens import ROLES, mint
 
 SECRET = b"s" * 48
 SERVICES = ("monitor", "resource manager", "controller")
-CHANGING = ("POST", "PUT", "PATCH", "DELETE")
+DOCS = Path(__file__).parents[2] / "docs/architecture.md"
+ROLE_OF = {"agent": "host", "rank's agent": "guest"}  # where the table's word is not the token's
+
+
+def read_table():
+    """The roles of each route, by service: {"monitor": {("GET", "/samples"): {"reader", ...}}}."""
+    lines = DOCS.read_text().split("| route |")[1].split("\n\n")[0].splitlines()
+    roles = [ROLE_OF.get(word, word) for word in cells(f"| route |{lines[0]}")[1:]]
+    assert set(roles) == set(ROLES)
+    table = {}
+    for line in lines[2:]:
+        first, *marks = cells(line)
+        if first.startswith("**"):
+            routes = table.setdefault(first.strip("*"), {})
+        else:
+            method, path = first.strip("`").split()
+            routes[method, path] = {role for role, mark in zip(roles, marks) if mark}
+    return table
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+TABLE = read_table()
 
 
 @dataclass
 class Service:
-    """An app; ``world`` is what it acts on, and ``state`` tells whether anything of that has changed."""
+    """An app; ``world`` is what it acts on.
 
+    ``state`` tells whether anything of that has changed, ``membership`` what there is.
+    """
+
+    name: str
     app: FastAPI
     world: Any
-    state: Any
+    state: Callable[[], Any]
+    membership: Callable[[], Membership] = lambda: Membership(0, [], [], [])
+
+    @property
+    def table(self):
+        """The roles of each route, as the documentation has them."""
+        return TABLE[self.name]
 
     def routes(self):
         """(method, path) of every route, but the one of the description itself."""
@@ -50,18 +87,22 @@ def started(name, folder, monkeypatch):
         monitor = Monitor(settings, SECRET)
         monitor.start()
         try:
-            yield Service(monitor_app(monitor, SECRET), monitor, lambda: list(monitor.evaluator.alarms))
+            yield Service(name, monitor_app(monitor, SECRET), monitor, lambda: list(monitor.evaluator.alarms))
         finally:
             monitor.stop()
     elif name == "resource manager":
         site = Site(folder, monkeypatch)
-        yield Service(site.api.app, site, lambda: (site.store.membership(), list(site.calls)))
+        yield Service(
+            name, site.api.app, site, lambda: (site.store.membership(), list(site.calls)), site.store.membership
+        )
     else:
         world = World(folder)
         world.around.cluster.refresh()
         yield Service(
+            name,
             controller_app(world.controller, SECRET),
             world,
             lambda: [(one.id, one.state) for one in world.controller.evacuations()],
+            lambda: world.manager.membership,
         )
         world.alive.clear()
