@@ -69,6 +69,20 @@ Timeout = Annotated[
 Since = Annotated[float, Query(allow_inf_nan=False, description="Seconds since the epoch.")]
 
 
+def describe(app: FastAPI) -> None:
+    """Say in the OpenAPI that documents have the fields that are described and no others: from_dict refuses those."""
+    described = app.openapi
+
+    def strictly() -> dict[str, Any]:
+        document = described()
+        for schema in document["components"]["schemas"].values():
+            if "properties" in schema:
+                schema["additionalProperties"] = False
+        return document
+
+    app.openapi = strictly  # type: ignore[method-assign]  # as FastAPI's own documentation has it
+
+
 def explain_refusals(app: FastAPI) -> None:
     """Answer what can't be taken with a Problem and status 422."""
 

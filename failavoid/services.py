@@ -22,7 +22,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response, Security
 from fastapi.security import HTTPBearer
 
 from failavoid import __version__
-from failavoid.documents import PROBLEMS, explain_refusals, refusal
+from failavoid.documents import PROBLEMS, describe, explain_refusals, refusal
 from failavoid.shared.messages import from_dict
 from failavoid.shared.tokens import Identity, InvalidTokenError, verify
 
@@ -92,6 +92,7 @@ def make_app(title: str, secret: bytes) -> FastAPI:
     app = FastAPI(
         title=title, version=__version__, docs_url=None, redoc_url=None, dependencies=[bearer], responses=PROBLEMS
     )
+    describe(app)
     explain_refusals(app)
 
     @app.middleware("http")

@@ -346,6 +346,8 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
         return float(data)
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
         raise ValueError(f"{where}: {kind.__name__} is needed, not {data!r}")
+    if kind is str and any("\ud800" <= letter <= "\udfff" for letter in data):  # JSON can say it, nothing can write it
+        raise ValueError(f"{where}: {data!r} is no Unicode text")
     return data
 
 
