@@ -197,8 +197,11 @@ def test_settings_come_from_the_file_and_the_environment(tmp_path, monkeypatch):
     path = tmp_path / "cli.yml"
     path.write_text("controller: http://head:7413\nmpi_network: 10.0.0.0/8\n")
     monkeypatch.setenv("FAILAVOID_MONITOR_URL", "http://other:1/")
+    monkeypatch.setenv("FAILAVOID_AUTHORITY", "/home/ada/authority.pem")
     settings = load(path)
     assert (settings.controller, settings.monitor) == ("http://head:7413", "http://other:1")
+    assert settings.resource_manager == "https://127.0.0.1:7412"
+    assert settings.authority == "/home/ada/authority.pem"
     assert settings.mpi_network == "10.0.0.0/8"
     path.write_text("controler: x\n")
     with pytest.raises(CliError, match="unknown field 'controler'"):

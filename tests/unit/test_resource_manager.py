@@ -63,6 +63,9 @@ def test_a_guest_is_told_who_it_is_and_nobody_else_is(site):
     assert (identity["address"], identity["prefix"]) == (guest.address, 16)
     assert identity["user"] == {"name": "ada", "uid": 1000, "gid": 1000}
     assert identity["authorized_keys"] == [KEY]
+    assert identity["authority"] == "the site's authority\n"
+    assert identity["agent"]["authority"] == "/run/failavoid/authority.pem"
+    assert identity["agent"]["controller"] == "https://10.0.0.100:7413"
     assert identity["hosts"] == {
         **{other: site.guests()[other].address for other in job.guests},
         "head": "10.0.0.100",

@@ -13,6 +13,10 @@ import httpx
 import pytest
 from site_certificates import Authority
 
+from failavoid.agent.ranks import Ranks
+from failavoid.agent.settings import Settings as AgentSettings
+from failavoid.cli import api
+from failavoid.cli.settings import NO_SERVICE, CliError
 from failavoid.monitor.settings import Settings
 from failavoid.services import SettingsError, Tls, client, load_settings
 from failavoid.shared import http as shared_http
@@ -67,6 +71,27 @@ def test_a_service_and_an_agent_speak_with_a_service_whose_certificate_the_autho
     with client(service, TOKEN, str(authority.certificate)) as service_client:
         assert service_client.get("/alarms").json() == []
     assert shared_http.call("GET", f"{service}/alarms", TOKEN, authority=str(authority.certificate)) == []
+
+
+def test_the_command_line_speaks_with_the_sites_services_alone(service, authority, stranger, monkeypatch):
+    monkeypatch.setenv("FAILAVOID_MONITOR_URL", service)
+    monkeypatch.setenv("FAILAVOID_TOKEN", TOKEN)
+    monkeypatch.setenv("FAILAVOID_AUTHORITY", str(authority.certificate))
+    assert api.call("monitor", "GET", "/alarms") == []
+    monkeypatch.setenv("FAILAVOID_AUTHORITY", str(stranger.certificate))
+    with pytest.raises(CliError, match="CERTIFICATE_VERIFY_FAILED") as refused:
+        api.call("monitor", "GET", "/alarms")
+    assert refused.value.status == NO_SERVICE
+
+
+def test_an_agent_asks_for_notices_over_tls(recorder, authority, tmp_path):
+    agent = Ranks(AgentSettings("g1", "guest", TOKEN, ("", 1), recorder.url, str(authority.certificate)), str(tmp_path))
+    threading.Thread(target=agent.listen, daemon=True).start()
+    deadline = time.monotonic() + PATIENCE_S
+    while not recorder.heard:
+        assert time.monotonic() < deadline, "the agent asks for no notice"
+        time.sleep(0.02)
+    assert recorder.heard[0][0].startswith("/guests/g1/notice?after=0&timeout=")
 
 
 def test_nobody_speaks_with_a_service_that_another_authority_signed(service, stranger):
