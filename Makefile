@@ -7,14 +7,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-PACKAGES := gcc gnutls-bin libvirt-dev pkg-config python3-dev python3-venv \
+PACKAGES := binutils gcc gnutls-bin libvirt-dev make pkg-config python3-dev python3-venv \
   fuse3 iproute2 lxcfs mmdebstrap openmpi-bin openssh-client procps python3-mpi4py python3-numpy systemd-container
+# for the tests of the MPI wrapper: the compilers of both MPIs
+PACKAGES += gfortran libmpich-dev libopenmpi-dev mpich
 
 .PHONY: help
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 20
 
-$(VENV)/.installed: requirements/dev.txt pyproject.toml
+$(VENV)/.installed: requirements/dev.txt requirements/mpich.txt pyproject.toml
 	@test "$$(id -u)" = 0 || { echo "The testbed makes network bridges and containers: run this as root." >&2; exit 1; }
 	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>&1 | awk '!/^installed /'); \
 	if [ -n "$$missing" ]; then echo "== installing Debian packages"; apt-get -q update && \
@@ -23,6 +25,9 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --requirement requirements/dev.txt
 	$(BIN)/pip install --quiet --no-deps --editable .
+	@echo "== making .venv-mpich from requirements/mpich.txt, since two MPIs in one would overwrite each other"
+	$(PYTHON) -m venv .venv-mpich
+	.venv-mpich/bin/pip install --quiet --requirement requirements/mpich.txt
 	@touch $@
 
 .PHONY: venv
@@ -32,6 +37,7 @@ venv: $(VENV)/.installed ## make .venv with pinned versions
 lock: ## choose versions anew within the ranges of pyproject.toml
 	$(BIN)/uv pip compile -q --upgrade --no-annotate --no-header --python-version 3.11 --extra dev pyproject.toml -o requirements/dev.txt
 	$(BIN)/uv pip compile -q --no-annotate --no-header --python-version 3.11 --extra head -c requirements/dev.txt pyproject.toml -o requirements/head.txt
+	$(BIN)/uv pip compile -q --no-annotate --no-header --python-version 3.11 --extra mpich -c requirements/dev.txt pyproject.toml -o requirements/mpich.txt
 
 .PHONY: lint
 lint: venv ## ruff, mypy strict, yamllint, ansible-lint production
@@ -58,6 +64,8 @@ test: venv ## unit tests, MPI tests, then all tests on one real testbed
 bench: venv ## measure; writes build/bench/*.json
 	@python -m failavoid.demo --scale default --testbed-only
 	python -m tests.bench
+	python -m tests.bench.barrier
+	python -m tests.bench.monitor
 
 .PHONY: soak
 soak: venv ## fifty evacuations in a row under one job; writes build/soak/soak.json

@@ -68,6 +68,9 @@ host:
     memory_kb:
       description: The host's memory in kB.
       type: int
+    cpu:
+      description: The name of its processors.
+      type: str
 """
 
 import json
@@ -98,6 +101,15 @@ def numa_nodes(cores: List[int]) -> Dict[str, List[int]]:
 def memory_kb() -> int:
     """The host's memory, by its own /proc/meminfo."""
     return int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0])
+
+
+def cpu_model() -> str:
+    """The processors' name, as the kernel gives it; empty where it gives none."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return " ".join(value.split())
+    return ""
 
 
 def runs_kvm() -> bool:
@@ -165,6 +177,7 @@ def main() -> None:
         "cores": sorted(core for cores in numa.values() for core in cores),
         "numa": numa,
         "memory_kb": memory_kb(),
+        "cpu": cpu_model(),
     }
     changed = before != after
     if changed and not module.check_mode:

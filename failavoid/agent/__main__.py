@@ -12,6 +12,10 @@ from failavoid.agent.sampler import Sampler
 from failavoid.agent.settings import Settings, SettingsError, load
 from failavoid.shared.samples import Encoder
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from failavoid.agent.sampler import Plugin
+
 SETTINGS = "/etc/failavoid/agent.json"
 
 
@@ -50,7 +54,7 @@ class Outlet:
 
 def sample_for_ever(settings: Settings) -> None:
     """Collect and send every ``interval_s`` by the monotonic clock; a missed beat is not made up for."""
-    sampler = Sampler(settings.kind, settings.metrics)
+    sampler = Sampler(settings.kind, settings.metrics, plugins=open_plugins(settings.plugins))
     encoder = Encoder(settings.token)
     outlet = Outlet(*settings.monitor)
     beat = time.monotonic()
@@ -72,6 +76,17 @@ def sample_for_ever(settings: Settings) -> None:
         if beat <= now:
             beat = now + settings.interval_s
         time.sleep(beat - now)
+
+
+def open_plugins(names: tuple[str, ...]) -> list[Plugin]:
+    """Make each module's `Plugin`. Raises SettingsError for one that cannot be had."""
+    plugins = []
+    for name in names:
+        try:
+            plugins.append(__import__(name, fromlist=["Plugin"]).Plugin())
+        except (ImportError, AttributeError) as error:
+            raise SettingsError(f"setting 'plugins': {name!r} is no plug-in of the agent: {error}") from error
+    return plugins
 
 
 def notify(state: str) -> None:
@@ -105,6 +120,10 @@ def main(arguments: list[str]) -> int:
             from failavoid.agent import ranks
 
             threading.Thread(target=ranks.run, args=(settings,), name="ranks", daemon=True).start()
+            if settings.resource_manager:
+                from failavoid.agent import assignment
+
+                threading.Thread(target=assignment.run, args=(settings,), name="assignment", daemon=True).start()
         sample_for_ever(settings)
     except SettingsError as error:
         say(str(error))

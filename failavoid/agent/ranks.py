@@ -14,14 +14,16 @@ import sys
 import threading
 import time
 
+from failavoid.agent.arrivals import Arrivals
 from failavoid.agent.settings import Settings
-from failavoid.shared.http import ApiError, Client
+from failavoid.shared.http import ApiError, Client, call
 from failavoid.shared.messages import GuestReport, Notice, from_dict, to_dict
 from failavoid.shared.names import check_name
-from failavoid.shared.page import RUN_DIR, PageError, PageWriter, Posted, job_folder, live_slots
+from failavoid.shared.page import KINDS, RUN_DIR, PageError, PageWriter, Posted, job_folder, live_slots
 
 POLL_S = 25.0  # the controller answers at the latest after that
 LOOK_S = 0.05  # at the slots, while an evacuation is open
+ARRIVAL_TRIES = 60
 PAUSE_S = (0.5, 10.0)  # between tries when the controller is away: first, longest
 
 
@@ -40,7 +42,9 @@ class Ranks:
 
     def __init__(self, settings: Settings, run_dir: str) -> None:
         self._guest = settings.node
+        self._settings = settings  # a warm guest gets its user while the agent runs
         self._url = f"{settings.controller.rstrip('/')}/guests/{settings.node}"
+        self._token, self._authority = settings.token, settings.authority
         self._listening = Client(settings.token, settings.authority)  # a connection each for the two threads
         self._reporting = Client(settings.token, settings.authority)
         self._run_dir = run_dir
@@ -48,6 +52,7 @@ class Ranks:
         self._job = ""
         self._page: PageWriter | None = None
         self._reported: dict[str, int] = {}  # state -> last epoch of the job
+        self._arrivals = Arrivals(settings.node, self._say_of_arrival)
 
     def listen(self) -> None:
         """Ask the controller for notices, for ever, and write them on the page."""
@@ -80,14 +85,39 @@ class Ranks:
         check_name("job", notice.job)
         if min(notice.serial, notice.epoch, notice.done, notice.cancelled) < 0:
             raise ValueError(f"a notice with a negative number: {answer}")
+        if notice.kind not in KINDS:
+            raise ValueError(f"a notice of kind {notice.kind!r}; known are {', '.join(KINDS)}: deploy the agent again")
+        posted = Posted(
+            notice.serial,
+            notice.epoch,
+            tuple(notice.affected),
+            notice.done,
+            notice.cancelled,
+            notice.kind,
+            notice.source,
+            notice.destination,
+        )
         with self._changed:
             if notice.job != self._job or self._page is None:
-                self._page = PageWriter(job_folder(notice.job, self._run_dir))
+                self._page = PageWriter(job_folder(notice.job, self._run_dir), self._settings.job_user)
                 self._job, self._reported = notice.job, {}
-            self._page.post(notice.serial, notice.epoch, notice.affected, notice.done, notice.cancelled)
+            self._page.post(posted)
             self._changed.notify()
+        self._arrivals.take(notice)
         self._clean(keep=notice.job)
         return notice.serial
+
+    def _say_of_arrival(self, report: GuestReport) -> None:
+        """Bring a word about a guest that has moved; one that does not get through is tried for a while."""
+        for _ in range(ARRIVAL_TRIES):
+            try:
+                call("POST", f"{self._url}/report", self._token, to_dict(report), authority=self._authority)
+                return
+            except ApiError as error:
+                _say(f"{report.state} of {report.about or self._guest} can't be told: {error}")
+                if 400 <= error.status < 500:
+                    return
+            time.sleep(PAUSE_S[0])
 
     def _clean(self, keep: str) -> None:
         """Remove the pages of other jobs, except where ranks still live: those have them mapped."""
@@ -144,11 +174,14 @@ class Ranks:
     def _due(self, job: str, posted: Posted, folder: str) -> GuestReport | None:
         """Return the report that is due now, if one is."""
         slots = live_slots(folder)
-        stopped = sum(slot.stopped == posted.epoch for slot in slots)
+        if posted.kind == "checkpoint":
+            ready = sum(slot.checkpointed == posted.epoch for slot in slots)
+        else:
+            ready = sum(slot.stopped == posted.epoch for slot in slots)
         if posted.open:
-            if slots and stopped == len(slots):
+            if slots and ready == len(slots):
                 return GuestReport(job, posted.epoch, "ready", len(slots))
-        elif not stopped:
+        elif not any(slot.stopped == posted.epoch for slot in slots):
             return GuestReport(job, posted.epoch, "resumed", len(slots))
         return None
 

@@ -8,6 +8,21 @@ from __future__ import annotations
 import os
 import time
 
+from failavoid.agent.sensors import Sensors
+
+TYPE_CHECKING = False  # the module typing costs as much as the rest of the start
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Protocol
+
+    class Plugin(Protocol):
+        """Whatever offers metrics besides."""
+
+        def read(self) -> dict[str, float]:
+            """Return metrics by name; it must not wait."""
+
+
+PRESSURES = ("cpu", "memory", "io")
 PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 LIBVIRT_PIDS = "/run/libvirt/qemu"  # libvirt keeps NAME.pid there while a guest's QEMU runs
 _DAEMON = "driver.pid"  # and its own
@@ -24,7 +39,7 @@ class Sampler:
     """Collects the metrics of messages.METRICS; CPU shares are those since the collection before.
 
     ``metrics`` limits what is collected (all if None). ``proc`` and ``pids`` are the
-    folders that are read.
+    folders that are read, as is ``sys``; ``plugins`` offer more metrics.
     """
 
     def __init__(
@@ -33,10 +48,14 @@ class Sampler:
         metrics: frozenset[str] | None = None,
         proc: str = "/proc",
         pids: str = LIBVIRT_PIDS,
+        sys: str = "/sys",
+        plugins: Sequence[Plugin] = (),
     ) -> None:
         self._metrics = metrics
         self._proc = proc
         self._guests = Guests(pids, proc) if kind == "host" else None
+        self._sensors: list[Plugin] = [Sensors(sys), *plugins]
+        self._pressure = [what for what in PRESSURES if os.path.exists(f"{proc}/pressure/{what}")]  # noqa: PTH110
         self._times: dict[bytes, tuple[int, int]] = {}
         self._cpu()
 
@@ -45,6 +64,9 @@ class Sampler:
         metrics = self._memory()
         metrics["cpu"], cores = self._cpu()
         metrics["load1"] = float(_read(f"{self._proc}/loadavg").split(None, 1)[0])
+        metrics.update(self._stalls())
+        for sensors in self._sensors:
+            metrics.update(sensors.read())
         if self._guests:
             metrics["guests_rss_kb"] = self._guests.resident_kb()
         if self._metrics is not None:
@@ -58,6 +80,19 @@ class Sampler:
             if name in _MEMINFO:
                 found[_MEMINFO[name]] = int(rest.split()[0])
         found["swap_used_kb"] = max(0, found.pop("swap_total", 0) - found.pop("swap_free", 0))
+        return found
+
+    def _stalls(self) -> dict[str, float]:
+        """Pressure stall information (Linux 4.20 and later); one that cannot be read any more is not asked again."""
+        found = {}
+        for what in list(self._pressure):
+            try:
+                lines = _read(f"{self._proc}/pressure/{what}").splitlines()
+                found[f"psi_{what}"] = _average(lines[0])
+                if what == "memory":
+                    found["psi_memory_full"] = _average(lines[1])
+            except (OSError, IndexError, ValueError):
+                self._pressure.remove(what)
         return found
 
     def _cpu(self) -> tuple[float, list[float]]:
@@ -117,6 +152,11 @@ class Guests:
             self._changed = changed if settled else -1
         except OSError:
             self._pids, self._changed = [], -1
+
+
+def _average(line: bytes) -> float:
+    """avg10 of a line of /proc/pressure, as a share."""
+    return round(float(line.split()[1].partition(b"=")[2]) / 100, 4)
 
 
 def _read(path: str) -> bytes:

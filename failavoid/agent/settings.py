@@ -16,11 +16,26 @@ class Settings:
     """What one agent needs to know.
 
     ``monitor`` is the (address, port) samples go to, ``controller`` the base URL that a
-    guest's agent asks for notices, ``authority`` the file of the authority that must have signed
-    its certificate, ``metrics`` the names to send (all if None).
+    guest's agent asks for notices, ``resource_manager`` the one that a warm guest's asks for
+    its user, ``authority`` the file of the authority that must have signed their certificates,
+    ``metrics`` the names to send (all if None), ``plugins`` modules that offer more
+    (`failavoid.agent.ipmi`), ``job_user`` the user and the group (numbers) of the job's ranks
+    in a guest: nobody else can touch what they share with the agent.
     """
 
-    __slots__ = ("authority", "controller", "interval_s", "kind", "metrics", "monitor", "node", "token")
+    __slots__ = (
+        "authority",
+        "controller",
+        "interval_s",
+        "job_user",
+        "kind",
+        "metrics",
+        "monitor",
+        "node",
+        "plugins",
+        "resource_manager",
+        "token",
+    )
 
     def __init__(
         self,
@@ -29,18 +44,24 @@ class Settings:
         token: str,
         monitor: tuple[str, int],
         controller: str = "",
-        authority: str = "",
         interval_s: float = 1.0,
         metrics: frozenset[str] | None = None,
+        resource_manager: str = "",
+        job_user: tuple[int, int] | None = None,
+        plugins: tuple[str, ...] = (),
+        authority: str = "",
     ) -> None:
         self.node = node
         self.kind = kind
         self.token = token
         self.monitor = monitor
         self.controller = controller
-        self.authority = authority
         self.interval_s = interval_s
         self.metrics = metrics
+        self.resource_manager = resource_manager
+        self.job_user = job_user
+        self.plugins = plugins
+        self.authority = authority
 
 
 def load(path: str) -> Settings:
@@ -68,16 +89,30 @@ def load(path: str) -> Settings:
     metrics = data.get("metrics")
     if metrics is not None and not (isinstance(metrics, list) and all(isinstance(m, str) for m in metrics)):
         raise SettingsError(f"{path}: setting 'metrics' must be a list of names, or null for all")
+    plugins = data.get("plugins") or []
+    if not isinstance(plugins, list) or not all(isinstance(one, str) for one in plugins):
+        raise SettingsError(f"{path}: setting 'plugins' must be a list of names of Python modules")
     return Settings(
         node=node,
         kind=kind,
         token=token,
         monitor=_address(path, data["monitor"]),
         controller=str(data.get("controller") or ""),
-        authority=str(data.get("authority") or ""),
         interval_s=_interval(path, data.get("interval_s"), kind),
         metrics=None if metrics is None else frozenset(metrics),
+        resource_manager=str(data.get("resource_manager") or ""),
+        job_user=_job_user(path, data.get("job_user")),
+        plugins=tuple(plugins),
+        authority=str(data.get("authority") or ""),
     )
+
+
+def _job_user(path: str, value: object) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if isinstance(value, list) and len(value) == 2 and all(type(number) is int and number > 0 for number in value):
+        return value[0], value[1]
+    raise SettingsError(f"{path}: setting 'job_user' is {value!r}; give the numbers of the user and of the group")
 
 
 def _address(path: str, text: str) -> tuple[str, int]:

@@ -19,6 +19,8 @@ class Interrupts:
         self._held = False
         for number in NUMBERS:
             signal.signal(number, self._on_signal)
+        # a stopped program would not be heard of any more, while its job goes on elsewhere
+        signal.signal(signal.SIGTSTP, lambda _number, _frame: None)
 
     @contextmanager
     def held(self) -> Iterator[None]:

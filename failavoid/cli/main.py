@@ -17,16 +17,25 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from failavoid.cli import backtest, completion
 from failavoid.cli.settings import FAILED, NO_TOKEN, WRONG_WORDS, CliError
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
+Host = Annotated[str, typer.Argument(autocompletion=completion.hosts)]
+Job = Annotated[str, typer.Argument(autocompletion=completion.jobs)]
+Guest = Annotated[str, typer.Argument(autocompletion=completion.guests)]
+EvacuationId = Annotated[str, typer.Argument(autocompletion=completion.evacuations)]
 Json = Annotated[bool, typer.Option("--json", help="For programs: the API's own document.")]
+Place = Annotated[
+    str, typer.Argument(help="A host, or a failure domain such as rack=r1.", autocompletion=completion.hosts)
+]
+Reason = Annotated[str, typer.Option(help="Kept in the audit trail.")]
 F = TypeVar("F", bound=Callable[..., None])
 
 PLAYBOOK_S = 120.0  # a service that runs a playbook on a host answers when that is done
 
 
-def command(function: F) -> F:
+def command(function: F, into: typer.Typer = app) -> F:
     """Register a command whose errors are one line and an exit status."""
 
     @functools.wraps(function)
@@ -39,7 +48,7 @@ def command(function: F) -> F:
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 
-    app.command(context_settings={"allow_interspersed_args": False} if function.__name__ == "run" else None)(wrapped)
+    into.command(context_settings={"allow_interspersed_args": False} if function.__name__ == "run" else None)(wrapped)
     return function
 
 
@@ -75,17 +84,22 @@ def document(found: Any) -> None:
 @command
 def status(as_json: Json = False) -> None:
     """Pools, jobs and evacuations at a glance."""
+    from failavoid.cli import evacuations as view
     from failavoid.cli import tables
 
     membership = ask("resource_manager", "/membership")
     evacuations = ask("controller", "/evacuations")
+    controller = ask("controller", "/status")
     if as_json:
-        document({"membership": membership, "evacuations": evacuations})
+        document({"membership": membership, "evacuations": evacuations, "controller": controller})
         return
+    if warning := view.switch(controller):
+        print(f"{warning}\n")
     tables.pools(membership["hosts"])
+    tables.differences(membership["differences"])
     running = [job for job in membership["jobs"] if job["ended"] is None]
     tables.jobs(running, membership["guests"])
-    tables.evacuations([one for one in evacuations if one["state"] not in ("RETIRED", "CANCELLED", "FAILED")])
+    tables.evacuations([one for one in evacuations if not view.ended(one)])
 
 
 @command
@@ -149,54 +163,139 @@ def evacuations(as_json: Json = False) -> None:
 
 
 @command
-def show(evacuation: str, as_json: Json = False) -> None:
-    """The whole story of an evacuation."""
-    from failavoid.cli import tables
+def show(evacuation: EvacuationId, as_json: Json = False) -> None:
+    """The whole story of an evacuation. While it is open, a terminal shows how far its guests have come."""
+    from failavoid.cli import evacuations, tables
 
     found = ask("controller", f"/evacuations/{part(evacuation)}")
     if as_json:
         document(found)
         return
+    if not evacuations.ended(found):
+        evacuations.follow_moves(found)
+        found = ask("controller", f"/evacuations/{part(evacuation)}")
     tables.story(found)
+
+
+@command
+def plan(place: Place, as_json: Json = False) -> None:
+    """What would be done if a host or failure domain were about to fail; does nothing."""
+    from failavoid.cli import tables
+
+    found = ask("controller", f"/plan?host={part(place)}")
+    if as_json:
+        document(found)
+        return
+    tables.plans(found)
+
+
+@command
+def events(
+    after: Annotated[int, typer.Option(min=0, help="Only events after this number.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for events to come.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: a document a line.")] = False,
+) -> None:
+    """The controller's audit trail: steps, alarms and requests, in one order."""
+    from failavoid.cli import evacuations
+
+    evacuations.events(
+        after, follow, lambda event: print(json.dumps(event) if as_json else evacuations.line(event), flush=True)
+    )
 
 
 # -- acting ------------------------------------------------------------------------------------------------------
 
 
 @command
-def evacuate(host: str, reason: Annotated[str, typer.Option(help="Kept with the evacuation.")] = "asked for") -> None:
-    """Move a host's guests away and retire it. Prints the evacuation's name."""
-    print(change("controller", "/evacuations", {"host": host, "reason": reason})["id"])
+def predictions(as_json: Json = False) -> None:
+    """How good each rule's predictions were so far."""
+    from failavoid.cli import tables
+
+    found = ask("monitor", "/predictions")
+    if as_json:
+        document(found)
+        return
+    tables.predictions(found)
 
 
 @command
-def cancel(evacuation: str) -> None:
+def findings(as_json: Json = False) -> None:
+    """What the monitor finds about jobs and nodes that is no alarm, such as silent hosts."""
+    from failavoid.cli import tables
+
+    found = ask("monitor", "/findings")
+    if as_json:
+        document(found)
+        return
+    tables.findings(found)
+
+
+# -- acting ------------------------------------------------------------------------------------------------------
+
+# -- acting ------------------------------------------------------------------------------------------------------
+
+
+@command
+def evacuate(place: Place, reason: Reason = "asked for") -> None:
+    """Move all guests away from a host, or from the hosts of a failure domain. Prints the evacuations' names."""
+    for evacuation in change("controller", "/evacuations", {"host": place, "reason": reason}):
+        print(evacuation["id"])
+
+
+@command
+def cancel(evacuation: EvacuationId, reason: Reason = "") -> None:
     """Cancel an evacuation whose guests do not move yet."""
-    print(change("controller", f"/evacuations/{part(evacuation)}/cancel")["state"])
+    print(change("controller", f"/evacuations/{part(evacuation)}/cancel", {"reason": reason})["state"])
+
+
+@command
+def confirm(evacuation: EvacuationId) -> None:
+    """Let an evacuation go on that the controller recommends."""
+    print(change("controller", f"/evacuations/{part(evacuation)}/confirm")["state"])
+
+
+@command
+def stop_evacuations(reason: Reason = "") -> None:
+    """Let no new evacuation begin; those whose ranks know of nothing yet are cancelled."""
+    change("controller", "/stop", {"reason": reason})
+
+
+@command
+def allow_evacuations(reason: Reason = "") -> None:
+    """Let evacuations begin again."""
+    change("controller", "/allow", {"reason": reason})
 
 
 @command
 def retire(
-    host: str, reason: Annotated[str, typer.Option(help="Shown until the host is restored.")] = "asked for"
+    host: Host, reason: Annotated[str, typer.Option(help="Shown until the host is restored.")] = "asked for"
 ) -> None:
     """Take a host without guests of jobs out of service."""
     change("resource_manager", f"/hosts/{part(host)}/retire", {"reason": reason})
 
 
 @command
-def restore(host: str) -> None:
-    """Check a retired host and bring it back."""
+def drain(
+    host: Host, reason: Annotated[str, typer.Option(help="Shown until the host is restored.")] = "asked for"
+) -> None:
+    """Give a host no new work; jobs on it go on."""
+    change("resource_manager", f"/hosts/{part(host)}/drain", {"reason": reason})
+
+
+@command
+def restore(host: Host) -> None:
+    """Check a host that was drained, suspected or retired, and bring it back."""
     change("resource_manager", f"/hosts/{part(host)}/restore")
 
 
 @command
-def remove(guest: str) -> None:
+def remove(guest: Guest) -> None:
     """Remove a guest that no job uses."""
     change("resource_manager", f"/guests/{part(guest)}", method="DELETE")
 
 
 @command
-def end(job: str, message: Annotated[str, typer.Option(help="Kept with the job.")] = "ended by hand") -> None:
+def end(job: Job, message: Annotated[str, typer.Option(help="Kept with the job.")] = "ended by hand") -> None:
     """End a job and free its hosts, also one whose `failavoid run` is gone."""
     print(change("resource_manager", f"/jobs/{part(job)}/ended", {"exit_status": None, "message": message})["state"])
 
@@ -225,19 +324,51 @@ def token(
 @command
 def run(
     program: Annotated[list[str], typer.Argument(help="The program and its arguments.")],
-    ranks: Annotated[int, typer.Option("-n", "--ranks", min=0, help="Number of ranks. 0: one a guest.")] = 0,
-    hosts: Annotated[int, typer.Option(min=1, help="Number of hosts.")] = 1,
+    ranks: Annotated[
+        int, typer.Option("-n", "--ranks", min=0, help="Number of ranks. 0: one a core of the guests.")
+    ] = 0,
+    hosts: Annotated[int, typer.Option(min=0, help="Number of hosts. 0: as many as the ranks need.")] = 0,
     guests_per_host: Annotated[int, typer.Option(min=1, help="Guests on each of them.")] = 1,
     guest_memory: Annotated[str, typer.Option(help="Memory of each guest, e.g. 512MiB.")] = "256MiB",
-    policy: Annotated[str, typer.Option(help="migrate: evacuate the job's hosts; off: never.")] = "migrate",
+    policy: Annotated[str, typer.Option(help="On a failing host: migrate, checkpoint, or off.")] = "migrate",
     every: Annotated[int, typer.Option(min=1, help="Look for a notice at every n-th barrier.")] = 1,
     job_name: Annotated[str, typer.Option(help="A name for people.")] = "job",
+    guest_vcpus: Annotated[int, typer.Option(min=1, help="Cores of each guest.")] = 1,
+    hardware_class: Annotated[str, typer.Option(help="Class of the hosts. Empty: any one.")] = "",
+    on_hosts: Annotated[bool, typer.Option("--on-hosts", help="On the hosts themselves, without guests.")] = False,
+    expected_time: Annotated[str, typer.Option(help="How long the job will run, e.g. 30m or 2:00:00.")] = "",
+    on_deadline: Annotated[
+        str, typer.Option(help="When not all ranks stop in time: migrate or cancel. Empty: as the site does.")
+    ] = "",
 ) -> None:
     """Run an MPI program in guests of its own; returns the program's exit status."""
     from failavoid.cli.run import RunRequest, run_job
 
-    request = RunRequest(program, ranks, hosts, guests_per_host, guest_memory, policy, every, job_name)
+    request = RunRequest(
+        program,
+        ranks,
+        hosts,
+        guests_per_host,
+        guest_memory,
+        policy,
+        every,
+        job_name,
+        on_deadline,
+        guest_vcpus,
+        on_hosts,
+        expected_time,
+        hardware_class,
+    )
     raise typer.Exit(run_job(request))
+
+
+# -- trying rules on recordings ------------------------------------------------------------------------------------
+
+backtests = typer.Typer(no_args_is_help=True, help="What a rule would have been worth on recordings.")
+app.add_typer(backtests, name="backtest")
+for of_backtests in (backtest.archive, backtest.compose):
+    command(of_backtests, backtests)
+command(backtest.generate)
 
 
 if __name__ == "__main__":

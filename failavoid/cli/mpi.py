@@ -6,10 +6,11 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from failavoid.cli.settings import CliSettings
+from failavoid.cli.settings import CliError, CliSettings
 from failavoid.shared.messages import Job
 
 LIBRARY = "/opt/failavoid/lib"  # in guests: Python path of the barrier wrapper
+PRELOADED = Path(LIBRARY) / "libfailavoid-mpi.so"  # the wrapper for every program; in guests if it is here
 KEEP_S = 600  # connections to guests are kept for the user's next job
 
 # what a job's ranks need to know; mpirun hands nothing else of the environment on
@@ -26,7 +27,7 @@ class Target:
 
 
 def targets(known_hosts: str) -> list[Target]:
-    """The guests of a job in the order of its ranks, from its known_hosts."""
+    """The guests of a job (or its hosts) in the order of its ranks, from its known_hosts."""
     found = []
     for line in known_hosts.splitlines():
         names, _, host_key = line.partition(" ")
@@ -35,8 +36,8 @@ def targets(known_hosts: str) -> list[Target]:
     return found
 
 
-def ssh_config(guests: list[Target], key: Path, known_hosts: Path, masters: Path) -> str:
-    """Settings of SSH for the guests of a job.
+def ssh_config(guests: list[Target], key: Path | None, known_hosts: Path, masters: Path) -> str:
+    """Settings of SSH for the guests of a job; without ``key``, for hosts that know their users.
 
     A kept connection is named by the guest's host key: a later guest of the same address is never asked for over it.
     """
@@ -46,8 +47,7 @@ def ssh_config(guests: list[Target], key: Path, known_hosts: Path, masters: Path
         lines += [f"Host {guest.address}", f"  ControlPath {masters / digest}"]
     lines += [
         "Host *",
-        f"  IdentityFile {key}",
-        "  IdentitiesOnly yes",
+        *([f"  IdentityFile {key}", "  IdentitiesOnly yes"] if key else []),
         f"  UserKnownHostsFile {known_hosts}",
         "  GlobalKnownHostsFile /dev/null",
         "  StrictHostKeyChecking yes",
@@ -61,13 +61,19 @@ def ssh_config(guests: list[Target], key: Path, known_hosts: Path, masters: Path
 
 
 def prepare(job: Job, ranks: int, key: Path, folder: Path, masters: Path, settings: CliSettings) -> list[str]:
-    """Write the files of a job into ``folder``; returns the command without the program. ``ranks`` 0: one a guest."""
+    """Write the files of a job into ``folder``; returns the command without the program. ``ranks`` 0: one a core."""
     guests = targets(job.known_hosts)
-    slots = -(-ranks // len(guests)) if ranks else 1
+    if len(guests) != len(job.guests or job.hosts):
+        raise CliError(
+            f"the SSH host keys of {' '.join(job.hosts)} are not known on the head: an administrator sees to it"
+        )
+    ranks = ranks or len(guests) * job.request.guest_vcpus
+    slots = -(-ranks // len(guests))
     (folder / "known_hosts").write_text(job.known_hosts)
     (folder / "hosts").write_text("".join(f"{guest.address} slots={slots}\n" for guest in guests))
-    (folder / "ssh_config").write_text(ssh_config(guests, key, folder / "known_hosts", masters))
-    return mpirun(ranks or len(guests), folder, settings)
+    own_key = key if job.resource == "guests" else None
+    (folder / "ssh_config").write_text(ssh_config(guests, own_key, folder / "known_hosts", masters))
+    return mpirun(ranks, folder, settings)
 
 
 def mpirun(ranks: int, folder: Path, settings: CliSettings) -> list[str]:
@@ -91,6 +97,9 @@ def mpirun(ranks: int, folder: Path, settings: CliSettings) -> list[str]:
 def handed_on(environment: dict[str, str]) -> list[str]:
     """The options that hand variables on to the ranks."""
     names = [*ALWAYS, *(name for name in IF_SET if name in environment)]
+    if PRELOADED.exists():
+        others = environment.get("LD_PRELOAD")
+        names.append(f"LD_PRELOAD={PRELOADED}{':' + others if others else ''}")
     return [word for name in names for word in ("-x", name)]
 
 

@@ -1,7 +1,8 @@
 """`failavoid run`: get guests for a job, start MPI in them as the user, follow the job to its end.
 
 MPI's launcher runs here, as the user, and starts its daemons in the guests over SSH. The daemons' connections stay
-open while guests move, since guests keep their addresses.
+open while guests move, since guests keep their addresses. It ends with this program, however that ends; the resource
+manager ends a job whose client it does not hear any more.
 """
 
 from __future__ import annotations
@@ -17,16 +18,15 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from failavoid.cli import mpi
 from failavoid.cli.api import call
+from failavoid.cli.follower import Follower
 from failavoid.cli.interrupts import Interrupts
 from failavoid.cli.settings import REFUSED, WRONG_WORDS, CliError, load, user
 from failavoid.shared.messages import Job, JobRequest, from_dict, to_dict
 
 READY_S = 3600.0
-LOOK_S = 1.0
 SAY_EVERY_S = 10.0
 END_S = 5.0  # for MPI's launcher to end its ranks
 PATIENCE_S = 60.0  # with a resource manager that is being restarted
@@ -47,11 +47,17 @@ class RunRequest:
     policy: str
     every: int
     name: str
+    on_deadline: str = ""
+    guest_vcpus: int = 1
+    on_hosts: bool = False
+    expected_time: str = ""
+    hardware_class: str = ""
 
 
 def run_job(request: RunRequest) -> int:
     """Run the job and return the program's exit status. Raises CliError."""
     memory_kb = kilobytes(request.guest_memory)
+    expected_s = seconds(request.expected_time) if request.expected_time else None
     who = user()
     if who.pw_uid == 0:
         raise CliError("jobs do not run as root: run this as an ordinary user", REFUSED)
@@ -64,16 +70,27 @@ def run_job(request: RunRequest) -> int:
             uid=who.pw_uid,
             gid=who.pw_gid,
             public_key=key.with_suffix(".pub").read_text().strip(),
-            hosts=request.hosts,
+            hosts=hosts_for(request),
             guests_per_host=request.guests_per_host,
             guest_memory_kb=memory_kb,
             policy=request.policy,
             every=request.every,
             name=request.name,
+            guest_vcpus=request.guest_vcpus,
+            hardware_class=request.hardware_class,
+            resource="hosts" if request.on_hosts else "",
+            expected_s=expected_s,
+            on_deadline=request.on_deadline,
         )
         return _follow(asked, request, key, Path(who.pw_dir))
     except OSError as error:
         raise CliError(f"the job's files can't be written: {error}") from error
+
+
+def hosts_for(request: RunRequest) -> int:
+    """The number of hosts: as asked for, or so many that each rank has a core of a guest."""
+    cores = request.guests_per_host * request.guest_vcpus
+    return request.hosts or (1 if request.on_hosts else max(1, -(-request.ranks // cores)))
 
 
 def kilobytes(text: str) -> int:
@@ -82,6 +99,16 @@ def kilobytes(text: str) -> int:
     if not match:
         raise CliError(f"{text!r} is not a size of memory: write it as 512MiB or 2GiB", WRONG_WORDS)
     return int(match[1]) * {"k": 1, "m": 1024, "g": 1024**2}[match[2].lower()]
+
+
+def seconds(text: str) -> float:
+    """Read a duration such as 90s, 30m, 2h, 1d or 1:30:00. Raises CliError."""
+    text = text.strip().lower()
+    if match := re.fullmatch(r"(\d+)([smhd])", text):
+        return float(int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]])
+    if match := re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d)", text):
+        return float(int(match[1]) * 3600 + int(match[2]) * 60 + int(match[3]))
+    raise CliError(f"{text!r} is not a duration: write it as 90s, 30m, 2h, 1d or 1:30:00", WRONG_WORDS)
 
 
 def say(text: str) -> None:
@@ -107,44 +134,38 @@ def user_key(home: Path) -> Path:
 def _follow(asked: JobRequest, request: RunRequest, key: Path, home: Path) -> int:
     """From the job's acceptance to its end, which the resource manager is told whatever happens."""
     interrupts = Interrupts()
-    job: Job | None = None
+    follower: Follower | None = None
     status, message = 1, "it was not started"
     try:
         with interrupts.held():
-            job = from_dict(Job, call("resource_manager", "POST", "/jobs", to_dict(asked)))
-        say(f"job {job.id}: waiting for {len(job.guests)} guests on {request.hosts} hosts")
-        job = _wait_until_ready(job)
-        status, message = _launch(job, request, key, home, interrupts)
+            follower = Follower(from_dict(Job, call("resource_manager", "POST", "/jobs", to_dict(asked))))
+        job = _wait_until_ready(follower)
+        status, message = _launch(job, request, key, home, follower, interrupts)
     except KeyboardInterrupt:
         status, message = ENDED_BY_USER, "ended by its user"
     finally:
         interrupts.ignore()
-        if job is not None:
-            message = _report(job.id, status, message)
-    if job is not None and message:
-        say(f"job {job.id}: {message}")
+        if follower is not None:
+            follower.stop()
+            message = _report(follower.job.id, status, message)
+    if follower is not None and message:
+        say(f"job {follower.job.id}: {message}")
     return LOST_STATUS if _is_loss(message) and status != 0 else status
 
 
-def _wait_until_ready(job: Job) -> Job:
-    deadline = time.monotonic() + READY_S
-    say_at = time.monotonic() + SAY_EVERY_S
-    began = time.monotonic()
-    while time.monotonic() < deadline:
-        job = _job(job.id)
-        if job.state == "ready":
-            return job
-        if job.state in ("failed", "completed"):
-            raise CliError(f"job {job.id} could not be started: {job.message}")
-        if time.monotonic() > say_at:
-            say_at += SAY_EVERY_S
-            say(f"job {job.id}: {_up(job)} of {len(job.guests)} guests are up after {time.monotonic() - began:.0f} s")
-        time.sleep(0.25)
-    raise CliError(f"job {job.id} was not ready within {READY_S:.0f} s")
-
-
-def _job(ident: str) -> Job:
-    return from_dict(Job, call("resource_manager", "GET", f"/jobs/{ident}", patience_s=PATIENCE_S))
+def _wait_until_ready(follower: Follower) -> Job:
+    job, began = follower.job, time.monotonic()
+    if job.state == "allocating":
+        say(f"job {job.id}: waiting for {len(job.guests)} guests on {job.request.hosts} hosts")
+    while not follower.wait_until_allocated(SAY_EVERY_S):
+        waited = time.monotonic() - began
+        if waited > READY_S:
+            raise CliError(f"job {job.id} was not ready within {READY_S:.0f} s")
+        say(f"job {job.id}: {_up(job)} of {len(job.guests)} guests are up after {waited:.0f} s")
+    job = follower.job
+    if job.ended is not None:
+        raise CliError(f"job {job.id} could not be started: {job.message}")
+    return job
 
 
 def _up(job: Job) -> int:
@@ -152,37 +173,38 @@ def _up(job: Job) -> int:
     return sum(guest["job"] == job.id and guest["state"] == "ready" for guest in guests)
 
 
-def _launch(job: Job, request: RunRequest, key: Path, home: Path, interrupts: Interrupts) -> tuple[int, str]:
-    """Start MPI in the job's guests and follow it; returns the exit status and what is to be noted of it."""
+def _launch(
+    job: Job, request: RunRequest, key: Path, home: Path, follower: Follower, interrupts: Interrupts
+) -> tuple[int, str]:
+    """Start MPI where the job is to run and follow it; returns the exit status and what is to be noted of it."""
     folder = run_folder(home, job.id)
     environment = mpi.environment_of(job, request.every, dict(os.environ))
     command = mpi.prepare(job, request.ranks, key, folder, home / ".failavoid" / "ssh", load())
-    command += [*mpi.handed_on(environment), *request.program]
-    call(
-        "resource_manager",
-        "POST",
-        f"/jobs/{job.id}/started",
-        {"command": request.program},
-        patience_s=PATIENCE_S,
-    )
-    say(f"job {job.id}: {shlex.join(request.program)} on {' '.join(job.guests)}")
+    command = [*_tied_to_this_process(), *command, *mpi.handed_on(environment), *request.program]
+    started = {"command": request.program}
+    call("resource_manager", "POST", f"/jobs/{job.id}/started", started, patience_s=PATIENCE_S)
+    say(f"job {job.id}: {shlex.join(request.program)} on {' '.join(job.guests or job.hosts)}")
+    if job.resource == "hosts":
+        say(f"job {job.id}: it runs without guests: an alarm leads to a notice and a checkpoint, never to a move")
     process: subprocess.Popen[bytes] | None = None
     try:
         with interrupts.held():
-            process = subprocess.Popen(command, env=environment, start_new_session=True)
-        while True:
-            try:
-                status = process.wait(LOOK_S)
-                return (status if status >= 0 else 128 - status), ""
-            except subprocess.TimeoutExpired:
-                ended = _why_ended(job.id)
-                if ended:
-                    _end(process)
-                    return LOST_STATUS if _is_loss(ended) else ENDED_BY_USER, ended
+            process = running = subprocess.Popen(command, env=environment, start_new_session=True)
+        follower.at_end(lambda: _end(running))
+        status = process.wait()
     except KeyboardInterrupt:
         if process is not None:
             _end(process)
         raise
+    if follower.job.ended is not None:
+        ended = follower.job.message or "it was ended"
+        return LOST_STATUS if _is_loss(ended) else ENDED_BY_USER, ended
+    return (status if status >= 0 else 128 - status), ""
+
+
+def _tied_to_this_process() -> list[str]:
+    """Words before a command that end it when this program is killed, and can't end it any more."""
+    return ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
 def run_folder(home: Path, job: str) -> Path:
@@ -194,15 +216,6 @@ def run_folder(home: Path, job: str) -> Path:
     for old in sorted(runs.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT_RUNS]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
-
-
-def _why_ended(ident: str) -> str:
-    """A sentence if the resource manager knows the job's end, else empty; no answer is no sentence."""
-    try:
-        job: Any = call("resource_manager", "GET", f"/jobs/{ident}", timeout=5)
-    except CliError:
-        return ""
-    return (job["message"] or "it was ended") if job["ended"] is not None else ""
 
 
 def _is_loss(message: str) -> bool:

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 Document = dict[str, Any]
+LAST = 50  # of what may be many
 WIDE = 1000  # columns, where nobody looks at a terminal: a line is a row, for grep
 
 
@@ -60,12 +61,20 @@ def hosts(found: list[Document], guests: list[Document]) -> None:
             mebibytes(host["memory_kb"]),
             " ".join(on[host["name"]]),
             host["reason"],
+            host["hardware_class"],
+            "; ".join(f"{mark['kind']} by {mark['who']} {moment(mark['time'])}" for mark in host["marks"]),
         ]
         for host in found
     ]
-    show("Hosts", ["host", "pool", "address", "memory", "guests", "reason"], rows)
+    show("Hosts", ["host", "pool", "address", "memory", "guests", "reason", "class", "marks"], rows)
     for warning in sorted({warning for host in found for warning in host["warnings"]}):
         print(f"Note: {warning}")
+
+
+def differences(found: list[Document]) -> None:
+    """What libvirt says otherwise than the resource manager; nothing if all is as it should be."""
+    if found:
+        show("Differences", ["since", ""], [[moment(one["since"]), one["words"]] for one in found])
 
 
 def guests(found: list[Document]) -> None:
@@ -97,7 +106,9 @@ def jobs(found: list[Document], guests: list[Document]) -> None:
             job["state"],
             job["request"]["policy"],
             len(job["guests"]),
-            "" if job["ended"] else " ".join(sorted({on[name] for name in job["guests"] if name in on})),
+            ""
+            if job["ended"]
+            else " ".join(sorted({on[name] for name in job["guests"] if name in on} | {*job["hosts"]})),
             moment(job["created"]),
             job["exit_status"],
             job["message"],
@@ -125,6 +136,38 @@ def alarms(found: list[Document]) -> None:
     show("Alarms", ["time", "host", "job", "rule", "metric", "value", "group", "z"], rows)
 
 
+def predictions(found: Document) -> None:
+    """How good each rule was, and the last predictions."""
+    rows: list[list[object]] = [
+        [
+            one["mode"],
+            one["rule"] + (" *" if one["acting"] else ""),
+            *(one[name] for name in ("predictions", "true", "false", "unknown", "open", "missed")),
+            share(one["precision"]),
+            share(one["recall"]),
+            *("" if one[name] is None else f"{one[name]:.0f}" for name in ("lead_median_s", "lead_p5_s")),
+            share(one["interval_coverage"]),
+        ]
+        for one in found["rules"]
+    ]
+    outcomes = ["true", "false", "unknown", "open", "missed"]
+    columns = ["mode", "rule", "said", *outcomes, "precision", "recall", "lead s", "5 %", "in interval"]
+    show("Rules (* acts)", columns, rows)
+    rows = [
+        [moment(one["time"]), one["host"], one["job"], one["mode"], one["rule"], share(one["value"]), one["outcome"]]
+        for one in found["predictions"][-LAST:]
+    ]
+    show("Last predictions", ["time", "host", "job", "mode", "rule", "value", "outcome"], rows)
+
+
+def findings(found: list[Document]) -> None:
+    """Findings; those that are over have an end."""
+    rows: list[list[object]] = [
+        [moment(one["time"]), moment(one["ended"]), one["kind"], one["subject"], one["text"]] for one in found[-LAST:]
+    ]
+    show("Findings", ["since", "until", "kind", "subject", ""], rows)
+
+
 def evacuations(found: list[Document]) -> None:
     """Evacuations."""
     rows: list[list[object]] = [
@@ -132,6 +175,35 @@ def evacuations(found: list[Document]) -> None:
         for one in found
     ]
     show("Evacuations", ["evacuation", "host", "job", "state", "spare", "guests", ""], rows)
+
+
+def plans(found: list[Document]) -> None:
+    """What would be done for each job, and why."""
+    rows: list[list[object]] = [
+        [
+            one["host"],
+            one["job"],
+            one["decision"],
+            f"{one['needed_s']:.1f}",
+            "" if one["lead_s"] is None else f"{one['lead_s']:.1f}",
+            "; ".join(one["reasons"]),
+        ]
+        for one in found
+    ]
+    show("Plans", ["host", "job", "decision", "needed s", "left s", ""], rows)
+    rows = [
+        [
+            guest["guest"],
+            one["host"],
+            mebibytes(guest["memory_kb"]),
+            "" if guest["dirty_bps"] is None else f"{guest['dirty_bps'] / 2**20:.0f}",
+            f"{guest['seconds']:.1f}",
+            ", ".join(guest["devices"]),
+        ]
+        for one in found
+        for guest in one["guests"]
+    ]
+    show("Guests", ["guest", "host", "memory", "dirty MiB/s", "seconds", "devices"], rows)
 
 
 def story(found: Document) -> None:
@@ -146,6 +218,13 @@ def story(found: Document) -> None:
         )
     elif found["reason"]:
         print(f"Reason: {found['reason']}")
+    if found["plan"]:
+        print(f"Plan: {found['plan']['decision']}: {'; '.join(found['plan']['reasons'])}")
+    for host, why in found["failed_spares"].items():
+        print(f"Spare {host} was given up: {why}")
+    if found["needs_confirmation"]:
+        confirmed = found["confirmed_by"]
+        print(f"Confirmed by {confirmed}" if confirmed else f"Waits for 'failavoid confirm {found['id']}'")
     steps = found["steps"]
     begun = alarm["time"] if alarm else steps[0]["begun"] if steps else 0.0
     rows: list[list[object]] = [

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from failavoid.controller.controller import Controller, RequestError
@@ -14,19 +15,25 @@ from failavoid.documents import After, Document, Nothing, Timeout
 from failavoid.services import make_app, require
 from failavoid.shared.messages import (
     Alarm,
+    ControllerStatus,
     Evacuation,
     EvacuationRequest,
+    Events,
     Gate,
     Guest,
     GuestReport,
+    MoveProgress,
     Notice,
+    Plan,
+    Reason,
     to_dict,
 )
-from failavoid.shared.names import check_name
+from failavoid.shared.names import check_domain, check_name
 from failavoid.shared.tokens import Identity
 
 _LONGEST_POLL_S = 60.0
 _LONGEST_REASON = 500
+_NO_REASON = Reason()
 
 
 def build_app(controller: Controller, secret: bytes) -> FastAPI:
@@ -56,16 +63,58 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
             raise HTTPException(403, f"this token is of a guest {name} that is not there, or not any more")
         return guest
 
-    @app.post("/alarms", response_model=Evacuation | Nothing)
-    def alarm(taken: Document[Alarm], _caller: Identity = require("service")) -> dict[str, Any]:
-        for kind, name in (("alarm", taken.id), ("host", taken.host), ("job", taken.job)):
-            check_name(kind, name)
-        return shown(controller.take_alarm(taken))
+    @app.get("/status", response_model=ControllerStatus, dependencies=[require()])
+    def status() -> dict[str, Any]:
+        return to_dict(controller.status)
 
-    @app.post("/evacuations", response_model=Evacuation)
-    def order(asked: Document[EvacuationRequest], caller: Identity = require("operator")) -> dict[str, Any]:
-        host = check_name("host", asked.host)
-        return shown(controller.order(host, asked.reason[:_LONGEST_REASON], caller.subject))
+    @app.post("/stop", response_model=ControllerStatus)
+    def stop(said: Document[Reason] = _NO_REASON, caller: Identity = require("operator")) -> dict[str, Any]:
+        return to_dict(controller.stop_evacuations(caller.subject, said.reason[:_LONGEST_REASON]))
+
+    @app.post("/allow", response_model=ControllerStatus)
+    def allow(said: Document[Reason] = _NO_REASON, caller: Identity = require("operator")) -> dict[str, Any]:
+        return to_dict(controller.allow_evacuations(caller.subject, said.reason[:_LONGEST_REASON]))
+
+    @app.get("/events", response_model=Events, dependencies=[require()])
+    async def events(after: After = 0, timeout: Timeout = 0.0) -> dict[str, Any]:
+        journal, end = around.journal, time.monotonic() + min(timeout, _LONGEST_POLL_S)
+        while True:
+            version = journal.news.version
+            found = await run_in_threadpool(journal.events, after)
+            left = end - time.monotonic()
+            if found or left <= 0:
+                return to_dict(Events(found, found[-1].number if found else after))
+            await journal.news.wait(version, left)
+
+    # -- alarms ------------------------------------------------------------------------------------------------
+
+    @app.post("/alarms", response_model=Evacuation | Nothing)
+    def alarm(taken: Document[Alarm], caller: Identity = require("service")) -> dict[str, Any]:
+        check_name("alarm", taken.id)
+        if taken.domain:
+            check_domain(taken.domain)
+        else:
+            check_name("host", taken.host)
+            if taken.job:  # a host may be about to fail whatever it does
+                check_name("job", taken.job)
+        return shown(controller.take_alarm(taken, caller.subject))
+
+    @app.post("/alarms/{name}/withdraw", response_model=Evacuation | Nothing)
+    def withdraw(
+        name: str, said: Document[Reason] = _NO_REASON, caller: Identity = require("service")
+    ) -> dict[str, Any]:
+        return shown(controller.withdraw(check_name("alarm", name), said.reason[:_LONGEST_REASON], caller.subject))
+
+    # -- evacuations -------------------------------------------------------------------------------------------
+
+    @app.get("/plan", response_model=list[Plan], dependencies=[require()])
+    def plan(host: str) -> list[dict[str, Any]]:
+        return [to_dict(one) for one in controller.plans(check_place(host))]
+
+    @app.post("/evacuations", response_model=list[Evacuation])
+    def order(asked: Document[EvacuationRequest], caller: Identity = require("operator")) -> list[dict[str, Any]]:
+        ordered = controller.order(check_place(asked.host), asked.reason[:_LONGEST_REASON], caller.subject)
+        return [shown(evacuation) for evacuation in ordered]
 
     @app.get("/evacuations", response_model=list[Evacuation], dependencies=[require()])
     def evacuations() -> list[dict[str, Any]]:
@@ -75,23 +124,35 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
     def evacuation(name: str) -> dict[str, Any]:
         return shown(controller.run(name).evacuation)
 
-    @app.post("/evacuations/{name}/cancel", response_model=Evacuation)
-    def cancel(name: str, caller: Identity = require("operator")) -> dict[str, Any]:
-        return shown(controller.cancel(name, caller.subject))
+    @app.get("/evacuations/{name}/progress", response_model=list[MoveProgress], dependencies=[require()])
+    def progress(name: str) -> list[dict[str, Any]]:
+        return [to_dict(one) for one in controller.progress(name)]
 
-    @app.get("/evacuations/{name}/gate", response_model=Gate)
+    @app.post("/evacuations/{name}/cancel", response_model=Evacuation)
+    def cancel(
+        name: str, said: Document[Reason] = _NO_REASON, caller: Identity = require("operator")
+    ) -> dict[str, Any]:
+        return shown(controller.cancel(name, caller.subject, said.reason[:_LONGEST_REASON]))
+
+    @app.post("/evacuations/{name}/confirm", response_model=Evacuation)
+    def confirm(name: str, caller: Identity = require("operator")) -> dict[str, Any]:
+        return shown(controller.confirm(name, caller.subject))
+
+    @app.get("/evacuations/{name}/gate/{attempt}", response_model=Gate)
     async def gate(
-        name: str, timeout: Timeout = 25.0, _caller: Identity = require("host", "service", "operator")
+        name: str, attempt: int, timeout: Timeout = 25.0, _caller: Identity = require("host", "service", "operator")
     ) -> dict[str, Any]:
         run = controller.run(name)
         end = time.monotonic() + min(timeout, _LONGEST_POLL_S)
         while True:
             version = around.news.version
-            answer = Gate(name, run.gate_open, run.gate_closed)
+            answer = run.gate(attempt)
             left = end - time.monotonic()
             if answer.open or answer.cancelled or left <= 0:
                 return to_dict(answer)
             await around.news.wait(version, left)
+
+    # -- guests ------------------------------------------------------------------------------------------------
 
     @app.get("/guests/{name}/notice", response_model=Notice | Nothing)
     async def notice(
@@ -109,7 +170,11 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
             await around.news.wait(version, left)
 
     @app.post("/guests/{name}/report", response_model=Nothing)
-    def report(name: str, said: Document[GuestReport], caller: Identity = require("guest")) -> dict[str, Any]:
+    def report(
+        name: str,
+        said: Document[GuestReport],
+        caller: Identity = require("guest"),
+    ) -> dict[str, Any]:
         guest = this_guest(name, caller)
         if said.job != guest.job:
             raise HTTPException(409, f"{name} belongs to job {guest.job}, not to {said.job}")
@@ -119,3 +184,8 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
         return {}
 
     return app
+
+
+def check_place(word: Any) -> str:
+    """Return the name of a host or of a failure domain. Raises ValueError."""
+    return check_domain(word) if isinstance(word, str) and "=" in word else check_name("host", word)

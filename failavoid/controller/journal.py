@@ -1,7 +1,8 @@
 """The controller's memory that outlives it: evacuations and their steps, notices, reports, the audit trail.
 
 A step has two rows: `begun` is written before its side effect, `done` after it, so after a crash it is known
-what may have happened. Nothing is ever deleted. Times are the head's clock.
+what may have happened. Steps, alarms and requests are events of one table, whose numbers give their order. Nothing is
+ever deleted. Times are the head's clock.
 """
 
 from __future__ import annotations
@@ -10,39 +11,48 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from failavoid.shared.messages import Alarm, Evacuation, Notice, Step, from_dict, to_dict
+from failavoid.services import Changes
+from failavoid.shared.messages import Alarm, ControllerStatus, Evacuation, Event, Notice, Step, from_dict, to_dict
+
+ITSELF = "controller"  # who takes steps
+STEP, ALARM, REQUEST, WITHDRAWAL = "step", "alarm", "request", "withdrawal"
+_BEGUN, _DONE = "begun", "done"
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS evacuations (id TEXT PRIMARY KEY, record TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS steps (
-  row INTEGER PRIMARY KEY, time REAL NOT NULL, evacuation TEXT NOT NULL REFERENCES evacuations,
-  step TEXT NOT NULL, mark TEXT NOT NULL CHECK (mark IN ('begun', 'done')), detail TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS alarms (
-  id TEXT PRIMARY KEY, time REAL NOT NULL, record TEXT NOT NULL, evacuation TEXT, detail TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS events (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL,
+  subject TEXT NOT NULL, detail TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS events_of_a_kind ON events (what, subject);
 CREATE TABLE IF NOT EXISTS notices (job TEXT PRIMARY KEY, serial INTEGER NOT NULL, record TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS reports (
   job TEXT NOT NULL, epoch INTEGER NOT NULL, guest TEXT NOT NULL, state TEXT NOT NULL, time REAL NOT NULL,
   ranks INTEGER NOT NULL, PRIMARY KEY (job, epoch, guest, state));
-CREATE TABLE IF NOT EXISTS requests (
-  row INTEGER PRIMARY KEY, time REAL NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS status (one INTEGER PRIMARY KEY CHECK (one = 1), record TEXT NOT NULL);
 """
 
 
 class Journal:
-    """The journal in the SQLite file ``path``, for any thread. What was written is on disk."""
+    """The journal in the SQLite file ``path``, for any thread. What was written is on disk.
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    ``news`` grows with every event.
+    """
+
+    def __init__(self, path: Path | str, now: Callable[[], float] = time.time) -> None:
+        if isinstance(path, Path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._now = now
         self._lock = threading.Lock()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(_TABLES)
+        self.news = Changes()
 
     def close(self) -> None:
         """Close the file; the journal can't be used afterwards."""
@@ -66,64 +76,106 @@ class Journal:
 
     # -- evacuations ---------------------------------------------------------------------------------------
 
-    def save(self, evacuation: Evacuation) -> None:
-        """Write an evacuation's present state; its steps have rows of their own."""
+    def save(self, *evacuations: Evacuation) -> None:
+        """Write evacuations' present state, of all or of none; their steps are events."""
         with self._writing() as db:
-            _save(db, evacuation)
+            for evacuation in evacuations:
+                _save(db, evacuation)
 
     def begin(self, evacuation: Evacuation, name: str, detail: str = "", at: float | None = None) -> None:
         """Note that a step begins, before its side effect; a step that is repeated keeps its first time."""
-        at = time.time() if at is None else at
+        at = self._now() if at is None else at
         with self._writing() as db:
             _save(db, evacuation)
-            _add(db, evacuation.id, name, "begun", detail, at)
+            _add_step(db, evacuation.id, name, _BEGUN, detail, at)
         if not any(step.name == name for step in evacuation.steps):
             evacuation.steps.append(Step(name, at, None, detail))
+        self.news.bump()
 
     def done(self, evacuation: Evacuation, name: str, detail: str = "", at: float | None = None) -> None:
         """Note that a step's side effect has happened, together with what it changed in ``evacuation``."""
-        at = time.time() if at is None else at
+        at = self._now() if at is None else at
         step = next(step for step in evacuation.steps if step.name == name)
         detail = detail or step.detail
         with self._writing() as db:
             _save(db, evacuation)
-            _add(db, evacuation.id, name, "done", detail, at)
+            _add_step(db, evacuation.id, name, _DONE, detail, at)
         step.done, step.detail = at, detail
+        self.news.bump()
 
     def evacuations(self) -> list[Evacuation]:
         """Every evacuation there ever was, oldest first, rebuilt from the rows."""
         found = {}
         for key, record in self._rows("SELECT id, record FROM evacuations ORDER BY rowid"):
             found[key] = from_dict(Evacuation, json.loads(record))
-        rows = self._rows("SELECT evacuation, step, mark, detail, time FROM steps ORDER BY row")
-        for key, name, mark, detail, at in rows:
+        for key, text, at in self._rows(
+            "SELECT subject, detail, time FROM events WHERE what = ? ORDER BY number", STEP
+        ):
+            said = json.loads(text)
             steps = found[key].steps
-            step = next((step for step in steps if step.name == name), None)
+            step = next((step for step in steps if step.name == said["step"]), None)
             if step is None:
-                steps.append(Step(name, at, None, detail))
-            elif mark == "done":
-                step.done, step.detail = at, detail
+                steps.append(Step(said["step"], at, None, said["words"]))
+            elif said["mark"] == _DONE:
+                step.done, step.detail = at, said["words"]
         return list(found.values())
 
-    # -- alarms and requests -------------------------------------------------------------------------------
+    # -- events --------------------------------------------------------------------------------------------
 
-    def note_alarm(self, alarm: Alarm, evacuation: str | None, detail: str) -> None:
-        """Note an alarm, and the evacuation it led to or why it led to none."""
+    def note_alarm(self, alarm: Alarm, who: str, outcome: str) -> None:
+        """Note an alarm and what came of it."""
+        where = {"domain": alarm.domain} if alarm.domain else {"host": alarm.host, "job": alarm.job}
+        said = {"alarm": alarm.id, **where, "rule": alarm.rule, "outcome": outcome, "document": to_dict(alarm)}
+        self._note(who, ALARM, alarm.id, said)
+
+    def alarm(self, alarm_id: str) -> str | None:
+        """Return what came of an alarm that was seen before, or None."""
+        rows = self._rows("SELECT detail FROM events WHERE what = ? AND subject = ? LIMIT 1", ALARM, alarm_id)
+        return str(json.loads(rows[0][0])["outcome"]) if rows else None
+
+    def note_withdrawal(self, alarm_id: str, who: str, reason: str, outcome: str) -> None:
+        """Note that an alarm does not hold any more."""
+        self._note(who, WITHDRAWAL, alarm_id, {"alarm": alarm_id, "reason": reason, "outcome": outcome})
+
+    def is_withdrawn(self, alarm_id: str) -> bool:
+        """Whether an alarm was withdrawn, also before it arrived."""
+        return bool(self._rows("SELECT 1 FROM events WHERE what = ? AND subject = ?", WITHDRAWAL, alarm_id))
+
+    def note_request(self, who: str, act: str, subject: str, reason: str = "", outcome: str = "") -> None:
+        """Note what a person asked for: ``act`` is a verb, ``subject`` what it is done to."""
+        self._note(who, REQUEST, subject, {"act": act, "subject": subject, "reason": reason, "outcome": outcome})
+
+    def _note(self, who: str, what: str, subject: str, detail: dict[str, Any]) -> None:
         with self._writing() as db:
-            db.execute(
-                "INSERT OR IGNORE INTO alarms VALUES (?, ?, ?, ?, ?)",
-                (alarm.id, time.time(), json.dumps(to_dict(alarm)), evacuation, detail),
-            )
+            _add(db, self._now(), who, what, subject, detail)
+        self.news.bump()
 
-    def alarm(self, alarm_id: str) -> tuple[str | None, str] | None:
-        """Return (evacuation, why none) of an alarm that was seen before, or None."""
-        rows = self._rows("SELECT evacuation, detail FROM alarms WHERE id = ?", alarm_id)
-        return (rows[0][0], rows[0][1]) if rows else None
+    def events(self, after: int, limit: int = 1000) -> list[Event]:
+        """Return at most ``limit`` events after number ``after``, oldest first."""
+        rows = self._rows(
+            "SELECT number, time, who, what, subject, detail FROM events WHERE number > ? ORDER BY number LIMIT ?",
+            after,
+            limit,
+        )
+        found = []
+        for number, at, who, what, subject, text in rows:
+            detail = json.loads(text)
+            if what == STEP:
+                detail["evacuation"] = subject
+            found.append(Event(number, at, who, what, detail))
+        return found
 
-    def note_request(self, who: str, what: str) -> None:
-        """Note what a person asked for."""
+    # -- whether new evacuations are stopped ---------------------------------------------------------------
+
+    def save_status(self, status: ControllerStatus) -> None:
+        """Write whether new evacuations are stopped."""
         with self._writing() as db:
-            db.execute("INSERT INTO requests (time, who, what) VALUES (?, ?, ?)", (time.time(), who, what))
+            db.execute("INSERT OR REPLACE INTO status VALUES (1, ?)", (json.dumps(to_dict(status)),))
+
+    def status(self) -> ControllerStatus | None:
+        """Return what was written last, or None."""
+        rows = self._rows("SELECT record FROM status")
+        return from_dict(ControllerStatus, json.loads(rows[0][0])) if rows else None
 
     # -- notices and reports -------------------------------------------------------------------------------
 
@@ -141,7 +193,7 @@ class Journal:
         return [from_dict(Notice, json.loads(row[0])) for row in self._rows("SELECT record FROM notices")]
 
     def note_report(self, job: str, epoch: int, guest: str, state: str, ranks: int, at: float) -> None:
-        """Note the arrival of a guest's word; the first one counts."""
+        """Note the arrival of a word about a guest; the first one counts."""
         with self._writing() as db:
             db.execute(
                 "INSERT OR IGNORE INTO reports VALUES (?, ?, ?, ?, ?, ?)",
@@ -149,7 +201,7 @@ class Journal:
             )
 
     def reports(self, job: str, epoch: int) -> list[tuple[str, str, float]]:
-        """Return (guest, state, time of arrival) of what guests said in an epoch of a job."""
+        """Return (guest, state, time of arrival) of what was said of guests in an epoch of a job."""
         return self._rows("SELECT guest, state, time FROM reports WHERE job = ? AND epoch = ?", job, epoch)
 
 
@@ -162,8 +214,12 @@ def _save(db: sqlite3.Connection, evacuation: Evacuation) -> None:
     )
 
 
-def _add(db: sqlite3.Connection, evacuation: str, step: str, mark: str, detail: str, at: float) -> None:
+def _add_step(db: sqlite3.Connection, evacuation: str, step: str, mark: str, words: str, at: float) -> None:
+    _add(db, at, ITSELF, STEP, evacuation, {"step": step, "mark": mark, "words": words})
+
+
+def _add(db: sqlite3.Connection, at: float, who: str, what: str, subject: str, detail: dict[str, Any]) -> None:
     db.execute(
-        "INSERT INTO steps (time, evacuation, step, mark, detail) VALUES (?, ?, ?, ?, ?)",
-        (at, evacuation, step, mark, detail),
+        "INSERT INTO events (time, who, what, subject, detail) VALUES (?, ?, ?, ?, ?)",
+        (at, who, what, subject, json.dumps(detail)),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from failavoid.services import Changes, client
-from failavoid.shared.messages import Guest, Job, Lease, Membership, Placement, from_dict, to_dict
+from failavoid.shared.messages import Guest, Host, Job, Lease, LeaseRequest, Membership, Placement, from_dict, to_dict
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ class ResourceManager:
         answer = self._call("GET", f"/membership?after={after}&timeout={timeout}", timeout=timeout + 10)
         return from_dict(Membership, answer)
 
-    def lease(self, evacuation: str) -> Lease:
+    def lease(self, request: LeaseRequest) -> Lease:
         """Hold a spare for an evacuation; asked again, the same one. Refused with 409 when there is none."""
-        return from_dict(Lease, self._call("POST", "/leases", {"evacuation": evacuation}))
+        return from_dict(Lease, self._call("POST", "/leases", to_dict(request)))
 
     def give_back(self, lease: str) -> None:
         """Return a lease's spare; one that is gone already is no error."""
@@ -62,9 +62,18 @@ class ResourceManager:
         """Say that the guests now run where they were placed; the spare becomes allocated."""
         self._call("POST", f"/leases/{lease}/commit", {"placements": [to_dict(one) for one in placements]})
 
-    def retire(self, host: str, reason: str) -> None:
+    def suspect(self, host: str, reason: str, evacuation: str, job: str) -> None:
+        """Have a host get no new work while it may be failing; the site's own commands for alarms are run."""
+        self._call("POST", f"/hosts/{host}/suspect", {"reason": reason, "evacuation": evacuation, "job": job})
+
+    def trust(self, host: str) -> None:
+        """Take that back."""
+        self._call("DELETE", f"/hosts/{host}/suspect")
+
+    def retire(self, host: str, reason: str, evacuation: str = "", job: str = "") -> None:
         """Move a host to the pool defunct."""
-        self._call("POST", f"/hosts/{host}/retire", {"reason": reason}, timeout=30)
+        body = {"reason": reason, "evacuation": evacuation, "job": job}
+        self._call("POST", f"/hosts/{host}/retire", body, timeout=30)
 
     def _call(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> Any:
         limit = httpx.USE_CLIENT_DEFAULT if timeout is None else httpx.Timeout(timeout, connect=2.0)
@@ -140,6 +149,10 @@ class Cluster:
     def job(self, job: str) -> Job | None:
         """Return the job, if the membership has it."""
         return next((j for j in self.membership.jobs if j.id == job), None) if self.membership else None
+
+    def host(self, name: str) -> Host | None:
+        """Return the host of that name, if the membership has it."""
+        return next((h for h in self.membership.hosts if h.name == name), None) if self.membership else None
 
     def job_is_over(self, job: str) -> bool:
         """Whether the job has ended; one that isn't known any more has. Unknown membership: no."""

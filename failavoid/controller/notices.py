@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from failavoid.controller.clock import Clock
 from failavoid.controller.journal import Journal
 from failavoid.services import Changes
-from failavoid.shared.messages import GuestReport, Notice
+from failavoid.shared.messages import Arrival, GuestReport, Notice
 
-READY, RESUMED = "ready", "resumed"
+READY, RESUMED, ROOT, REACHED = "ready", "resumed", "root", "reached"
+_STATES = (READY, RESUMED, ROOT, REACHED)
 
 
 @dataclass
 class Reports:
-    """When each guest's word arrived in one epoch of a job."""
+    """When each word about a guest arrived in one epoch of a job: its own, but for ``reached``, which is a peer's."""
 
     ready: dict[str, float] = field(default_factory=dict)
     resumed: dict[str, float] = field(default_factory=dict)
+    root: dict[str, float] = field(default_factory=dict)
+    reached: dict[str, float] = field(default_factory=dict)
 
 
 class NoticeBoard:
@@ -34,10 +37,11 @@ class NoticeBoard:
     ``news`` grows with every change of a notice; ``changed`` is notified of every guest's report.
     """
 
-    def __init__(self, journal: Journal, changed: threading.Condition, news: Changes) -> None:
+    def __init__(self, journal: Journal, changed: threading.Condition, news: Changes, clock: Clock) -> None:
         self._news = news
         self._journal = journal
         self._changed = changed
+        self._clock = clock
         self._notices = {notice.job: notice for notice in journal.notices()}
         self._serial = max((notice.serial for notice in self._notices.values()), default=0)
         self._reports: dict[tuple[str, int], Reports] = {}
@@ -46,21 +50,38 @@ class NoticeBoard:
         """Return the job's notice; a job that was never told anything has epoch 0."""
         return self._notices.get(job) or self._change(job, lambda notice: {})
 
-    def next_epoch(self, job: str) -> int:
-        """Return the number that the job's next notice gets."""
-        return self.notice(job).epoch + 1
+    def last_epoch(self, job: str) -> int:
+        """Return the last epoch of the job that ranks may know of."""
+        notice = self.notice(job)
+        # one that was cancelled before it was posted counts: ranks would take it for closed
+        return max(notice.epoch, notice.done, notice.cancelled)
 
-    def post(self, job: str, epoch: int, affected: list[str]) -> None:
-        """Tell the job's ranks that these guests will move; may be repeated."""
-        self._change(job, lambda notice: {"epoch": epoch, "affected": sorted(affected)})
+    def is_open(self, job: str) -> bool:
+        """Whether ranks of the job are, or may be, stopped."""
+        notice = self.notice(job)
+        return notice.epoch > max(notice.done, notice.cancelled)
+
+    def post(self, job: str, epoch: int, affected: list[str], kind: str, source: str, destination: str) -> None:
+        """Tell the job's ranks that these guests will move, from where to where; may be repeated."""
+        told = {"epoch": epoch, "affected": sorted(affected), "kind": kind}
+        self._change(job, lambda notice: {**told, "source": source, "destination": destination})
+
+    def ask_about(self, job: str, arrivals: list[Arrival]) -> None:
+        """Have the agents of the job's guests look at guests that have moved, beside what they look at already."""
+
+        def added(notice: Notice) -> dict[str, Any]:
+            asked = {arrival.guest for arrival in arrivals}
+            return {"arrivals": [one for one in notice.arrivals if one.guest not in asked] + arrivals}
+
+        self._change(job, added)
 
     def finish(self, job: str, epoch: int) -> None:
         """Release the ranks: the guests of the epoch have moved; may be repeated."""
-        self._change(job, lambda notice: {"done": max(notice.done, epoch)})
+        self._change(job, lambda notice: {"done": max(notice.done, epoch), "arrivals": []})
 
     def cancel(self, job: str, epoch: int) -> None:
         """Release the ranks: nobody moves in the epoch; may be repeated."""
-        self._change(job, lambda notice: {"cancelled": max(notice.cancelled, epoch)})
+        self._change(job, lambda notice: {"cancelled": max(notice.cancelled, epoch), "arrivals": []})
 
     def _change(self, job: str, change: Callable[[Notice], dict[str, Any]]) -> Notice:
         with self._changed:
@@ -73,19 +94,26 @@ class NoticeBoard:
             self._journal.save_notice(after)
             self._serial = after.serial
             self._notices[job] = after
+            self._changed.notify_all()
         self._news.bump()
         return after
 
     def report(self, guest: str, report: GuestReport) -> None:
-        """Take a guest's word; it may be repeated, the first arrival counts."""
-        at = time.time()
-        if report.state not in (READY, RESUMED):
-            raise ValueError(f"a guest reports {READY} or {RESUMED}, not {report.state!r}")
+        """Take a guest's word; it may be repeated, the first arrival counts. Raises ValueError."""
+        at = self._clock.now()
+        if report.state not in _STATES:
+            raise ValueError(f"a guest reports one of {', '.join(_STATES)}, not {report.state!r}")
         with self._changed:
+            about = guest
+            if report.state in (ROOT, REACHED):
+                about = report.about if report.state == REACHED else guest
+                asked = [one for one in self.notice(report.job).arrivals if one.guest == about]
+                if not asked or (report.state == REACHED and asked[0].peer != guest):
+                    return  # nobody asks any more
             arrived = getattr(self.reports(report.job, report.epoch), report.state)
-            if guest not in arrived:
-                self._journal.note_report(report.job, report.epoch, guest, report.state, report.ranks, at)
-                arrived[guest] = at
+            if about not in arrived:
+                self._journal.note_report(report.job, report.epoch, about, report.state, report.ranks, at)
+                arrived[about] = at
                 self._changed.notify_all()
 
     def reports(self, job: str, epoch: int) -> Reports:

@@ -1,4 +1,4 @@
-"""The playbook that moves guests, and what its results say of each of them."""
+"""The playbooks that move guests and give moves up, and what their results say of each guest."""
 
 from __future__ import annotations
 
@@ -9,61 +9,89 @@ from pathlib import Path
 from typing import Any
 
 from failavoid.playbook_runner import OnEvent, PlaybookResult, run_playbook
-from failavoid.shared.messages import Evacuation, Host, Migration
+from failavoid.shared.messages import Host, Migration
 from failavoid.shared.names import check_name
 
-PLAYBOOK = "migrate.yml"
+MIGRATE = "migrate.yml"
+ABORT = "abort.yml"
 
-Cancelled = Callable[[], bool]
-MigrateGuests = Callable[[Evacuation, dict[str, Host], OnEvent, Cancelled], PlaybookResult]
+# How a guest's move can end, by the word of the program that moved it.
+MOVED, FAILED, CANCELLED = "moved", "failed", "cancelled"
+ENDS = (MOVED, FAILED, CANCELLED)
 
-_REPORTED = [
-    f.name for f in dataclasses.fields(Migration) if f.name not in ("guest", "source", "destination", "address")
-]
+_PLANNED_HERE = ("guest", "source", "destination", "address", "attempt")
+_REPORTED = [f.name for f in dataclasses.fields(Migration) if f.name not in _PLANNED_HERE]
 
 
 @dataclass
-class MigratePlaybook:
-    """Runs migrate.yml for an evacuation; ``gate`` is the controller's URL as hosts reach it."""
+class MoveOrder:
+    """One attempt of an evacuation, as its playbook needs it.
+
+    ``name`` is what hosts keep the moves under: one name is never used for other moves.
+    """
+
+    evacuation: str
+    attempt: int
+    migrations: list[Migration]
+    hosts: dict[str, Host]
+
+    @property
+    def name(self) -> str:
+        """The evacuation's own; later attempts have names of their own."""
+        return self.evacuation if self.attempt == 1 else f"{self.evacuation}-a{self.attempt}"
+
+
+Cancelled = Callable[[], bool]
+MigrateGuests = Callable[[MoveOrder, OnEvent, Cancelled], PlaybookResult]
+AbortMoves = Callable[[MoveOrder], PlaybookResult]
+
+
+@dataclass
+class Playbooks:
+    """Runs the playbooks of evacuations; ``gate`` is the controller's URL as hosts reach it."""
 
     inventory: Path
     log_dir: Path
     gate: str
     timeout_s: float
 
-    def __call__(
-        self, evacuation: Evacuation, hosts: dict[str, Host], hear: OnEvent, cancelled: Cancelled
-    ) -> PlaybookResult:
-        """Run the playbook to its end; ``hosts`` are the cluster's, by name, ``hear`` gets each task's result."""
+    def migrate(self, order: MoveOrder, hear: OnEvent, cancelled: Cancelled) -> PlaybookResult:
+        """Run migrate.yml to its end; ``hear`` gets each task's result."""
         return run_playbook(
-            PLAYBOOK,
+            MIGRATE,
             self.inventory,
-            variables(evacuation, hosts, self.gate),
-            evacuation.id,
+            variables(order, self.gate),
+            order.name,
             self.log_dir,
             self.timeout_s,
             on_event=hear,
             cancelled=cancelled,
         )
 
+    def abort(self, order: MoveOrder) -> PlaybookResult:
+        """Give up what still moves; returns once it has ended on the hosts that can be reached."""
+        sources = sorted({check_name("host", migration.source) for migration in order.migrations})
+        asked = {"evacuation": check_name("evacuation", order.name), "abort_hosts": sources}
+        return run_playbook(ABORT, self.inventory, asked, f"{order.name}-abort", self.log_dir, self.timeout_s)
 
-def variables(evacuation: Evacuation, hosts: dict[str, Host], gate: str) -> dict[str, Any]:
-    """Return the playbook's variables. Every word is checked, since Ansible evaluates templates in them."""
+
+def variables(order: MoveOrder, gate: str) -> dict[str, Any]:
+    """Return migrate.yml's variables. Every word is checked, since Ansible evaluates templates in them."""
     return {
-        "evacuation": check_name("evacuation", evacuation.id),
+        "evacuation": check_name("evacuation", order.name),
         "migrate_guests": [
             {
                 "name": check_name("guest", migration.guest),
                 "address": _check_address(migration.address),
                 "source": check_name("host", migration.source),
                 "destination": check_name("host", migration.destination),
-                "destination_address": _check_address(hosts[migration.destination].address),
+                "destination_address": _check_address(order.hosts[migration.destination].address),
                 "cores": [int(core) for core in migration.cores],
                 "numa_node": int(migration.numa_node),
             }
-            for migration in evacuation.migrations
+            for migration in order.migrations
         ],
-        "migrate_gate_url": f"{gate}/evacuations/{evacuation.id}/gate",
+        "migrate_gate_url": f"{gate}/evacuations/{check_name('evacuation', order.evacuation)}/gate/{order.attempt}",
     }
 
 
@@ -74,14 +102,15 @@ def _check_address(address: str) -> str:
 
 
 def note_results(migrations: list[Migration], result: PlaybookResult) -> set[str]:
-    """Fill in what the tasks' ``migrations`` say of each guest; returns the guests they name."""
+    """Fill in what the tasks' ``migrations`` say of each guest; returns the guests whose move is said to have ended."""
     by_guest = {migration.guest: migration for migration in migrations}
     named = set()
     for said in _said_of_guests(result):
         migration = by_guest.get(said.get("guest", ""))
         if migration is None:
             continue
-        named.add(migration.guest)
+        if said.get("state") in ENDS:
+            named.add(migration.guest)
         for name in _REPORTED:
             if said.get(name) is not None:
                 setattr(migration, name, said[name])
@@ -91,13 +120,13 @@ def note_results(migrations: list[Migration], result: PlaybookResult) -> set[str
 def verified_guests(result: PlaybookResult) -> set[str]:
     """Return the guests that a task names as arrived, running and pinned as they should be."""
     return {
-        said["guest"] for said in _said_of_guests(result) if said.get("state") == "moved" and said.get("pin_verified")
+        said["guest"] for said in _said_of_guests(result) if said.get("state") == MOVED and said.get("pin_verified")
     }
 
 
 def _said_of_guests(result: PlaybookResult) -> Iterator[dict[str, Any]]:
-    for tasks in result.host_results.values():
-        for task in tasks.values():
+    for tasks in list(result.host_results.values()):
+        for task in list(tasks.values()):
             yield from task.get("migrations", [])
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sqlite3
 import sys
 import threading
 from pathlib import Path
 
 from failavoid.controller.api import build_app
+from failavoid.controller.clock import Clock
 from failavoid.controller.connections import keep_connections
 from failavoid.controller.controller import Controller
-from failavoid.controller.evacuation import Surroundings
 from failavoid.controller.journal import Journal
-from failavoid.controller.libvirt_view import answers, look
+from failavoid.controller.libvirt_view import answers, facts, look, progress
 from failavoid.controller.manager import Cluster, ResourceManager
 from failavoid.controller.notices import NoticeBoard
-from failavoid.controller.playbooks import MigratePlaybook
+from failavoid.controller.planning import Planner
+from failavoid.controller.playbooks import Playbooks
 from failavoid.controller.settings import Settings
+from failavoid.controller.surroundings import Surroundings
 from failavoid.controller.verification import Verifier
 from failavoid.services import Changes, SettingsError, load_settings, run, set_up_logging
 from failavoid.shared.tokens import mint, read_secret
@@ -32,20 +35,36 @@ def make_controller(settings: Settings, secret: bytes) -> Controller:
     """Put the controller's parts together. Raises OSError or sqlite3.Error if the folder can't be used."""
     limits, state = settings.limits, Path(settings.state_dir)
     changed, news = threading.Condition(), Changes()
+    clock = Clock(changed)
     journal = Journal(state / "journal.sqlite")
     manager = ResourceManager(
         settings.resource_manager, mint(secret, "service", "controller"), authority=settings.tls.authority
     )
     cluster = Cluster(manager, changed, news)
-    playbook = MigratePlaybook(
+    playbooks = Playbooks(
         Path(settings.inventory),
         playbook_logs(settings),
         settings.url.rstrip("/"),
         limits.gather_timeout_s + limits.migration_timeout_s,
     )
-    verifier = Verifier(cluster, look, answers, changed, limits.settle_timeout_s, limits.reach_timeout_s)
-    board = NoticeBoard(journal, changed, news)
-    return Controller(Surroundings(journal, board, manager, cluster, playbook, verifier, limits, changed, news))
+    board = NoticeBoard(journal, changed, news, clock)
+    around = Surroundings(
+        journal=journal,
+        board=board,
+        manager=manager,
+        cluster=cluster,
+        migrate=playbooks.migrate,
+        abort=playbooks.abort,
+        verifier=Verifier(cluster, board, look, answers, changed, clock, limits),
+        planner=Planner(facts, settings.policy),
+        limits=limits,
+        policy=settings.policy,
+        changed=changed,
+        news=news,
+        clock=clock,
+        give_up=lambda: os._exit(1),
+    )
+    return Controller(around, settings.mode, progress)
 
 
 def main() -> None:

@@ -1,85 +1,144 @@
-"""Where each guest runs after a move, by what both hosts' libvirt shows: the playbook's word does not do."""
+"""Where each guest runs after a move and whether it can be reached: the playbook's word does not do.
+
+Where it runs, both hosts' libvirt says. Whether it can be reached is tried from the head and by a peer guest of its
+job; whether its root file system answers, its own agent says.
+"""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
+from failavoid.controller.clock import Clock
 from failavoid.controller.libvirt_view import RUNNING, View
+from failavoid.controller.limits import Limits
 from failavoid.controller.manager import Cluster
-from failavoid.shared.messages import Evacuation, Migration
-
-T = TypeVar("T")
+from failavoid.controller.notices import NoticeBoard
+from failavoid.controller.playbooks import ENDS
+from failavoid.controller.playbooks import MOVED as SAID_MOVED
+from failavoid.shared.messages import Arrival, Evacuation, Migration
 
 # A migration's states once both ends were looked at; "running": it can't be told.
 MOVED, STAYED, GONE, UNCLEAR = "moved", "failed", "cancelled", "running"
 
+_LOOK_S = 0.2
+_CONNECT_S = 0.1
+
 
 @dataclass
 class Verifier:
-    """Looks at hosts (``look``, by address) and guests (``answers``). Time limits are in seconds."""
+    """Looks at hosts (``look``, by address) and guests (``answers``)."""
 
     cluster: Cluster
+    board: NoticeBoard
     look: Callable[[str], View]
     answers: Callable[[str], bool]
     changed: threading.Condition
-    settle_timeout_s: float  # for both hosts to agree where a guest is
-    reach_timeout_s: float  # for a moved guest to answer
+    clock: Clock
+    limits: Limits
 
-    def verify(self, evacuation: Evacuation) -> list[str]:
+    def verify(self, evacuation: Evacuation, migrations: list[Migration]) -> list[str]:
         """Set the state of each migration by what is seen; returns what is wrong, as sentences."""
-        said_to_have_moved = {m.guest for m in evacuation.migrations if m.state == MOVED}
-        end = time.monotonic() + self.settle_timeout_s
+        said = {m.guest: m.state for m in migrations}
+        end = self.clock.now() + self.limits.settle_timeout_s
         while True:
-            troubles = self._look(evacuation, said_to_have_moved)
-            if all(m.state != UNCLEAR for m in evacuation.migrations) or time.monotonic() > end:
+            troubles = self._look(evacuation.job, migrations, said)
+            if all(m.state != UNCLEAR for m in migrations) or self.clock.now() > end:
                 break
-            time.sleep(0.2)
-        moved = [m for m in evacuation.migrations if m.state == MOVED]
+            self.clock.sleep(_LOOK_S)
+        moved = [m for m in migrations if m.state == MOVED]
         troubles += [f"{m.guest} moved, but its pinning was not verified" for m in moved if not m.pin_verified]
-        return troubles + self._unreachable([m.guest for m in moved])
+        return troubles + self._unreachable(evacuation, moved)
 
-    def _look(self, evacuation: Evacuation, said_to_have_moved: set[str]) -> list[str]:
+    def can_be_asked(self, host: str) -> bool:
+        """Whether the libvirt of a host answers."""
+        found = self.cluster.host(host)
+        return found is not None and self.look(found.address) is not None
+
+    def _look(self, job: str, migrations: list[Migration], said: dict[str, str]) -> list[str]:
         addresses = {host.name: host.address for host in self.cluster.refresh().hosts}
-        names = sorted({name for m in evacuation.migrations for name in (m.source, m.destination)})
-        views = _in_parallel(lambda name: self.look(addresses[name]) if name in addresses else None, names)
-        job_is_over = self.cluster.job_is_over(evacuation.job)
+        names = sorted({name for m in migrations for name in (m.source, m.destination)})
+        views = self.clock.in_parallel(lambda name: self.look(addresses[name]) if name in addresses else None, names)
+        job_is_over = self.cluster.job_is_over(job)
         troubles = []
         with self.changed:
-            for m in evacuation.migrations:
+            for m in migrations:
                 source, destination = views[m.source], views[m.destination]
-                m.state = outcome(m.guest, source, destination, m.guest in said_to_have_moved, job_is_over)
+                m.state = outcome(m.guest, source, destination, said[m.guest], job_is_over)
                 if m.state in (STAYED, UNCLEAR):
                     troubles.append(trouble(m, source, destination))
                     m.error = m.error or troubles[-1]
         return troubles
 
-    def _unreachable(self, guests: list[str]) -> list[str]:
-        addresses = {guest.name: guest.address for guest in self.cluster.refresh().guests}
-        silent = [guest for guest in guests if guest in addresses]
-        end = time.monotonic() + self.reach_timeout_s
+    def _unreachable(self, evacuation: Evacuation, moved: list[Migration]) -> list[str]:
+        """Return what is wrong with the network of moved guests: ranks are not to find out."""
+        guests = {guest.name: guest for guest in self.cluster.refresh().guests}
+        arrivals = [
+            Arrival(m.guest, guests[m.guest].address, self._peer(evacuation, m)) for m in moved if m.guest in guests
+        ]
+        if not arrivals:
+            return []
+        self.board.ask_about(evacuation.job, arrivals)
+        end = self.clock.now() + self.limits.reach_timeout_s
+        addresses = {arrival.guest: arrival.address for arrival in arrivals}
+        silent = list(addresses)
         while True:
-            answered = _in_parallel(lambda guest: self.answers(addresses[guest]), silent)
+            answered = self.clock.in_parallel(lambda guest: self.answers(addresses[guest]), silent)
             silent = [guest for guest in silent if not answered[guest]]
-            if not silent or time.monotonic() > end:
-                return [f"{guest} moved, but does not answer at {addresses[guest]}" for guest in silent]
-            time.sleep(0.1)
+            if not silent or self.clock.now() > end:
+                break
+            self.clock.sleep(_CONNECT_S)
+        over = self.cluster.job_is_over
+
+        def missing() -> list[str]:
+            return self._missing(evacuation, arrivals)
+
+        self.clock.wait(lambda: not missing() or over(evacuation.job), end)
+        troubles = [f"{guest} moved, but does not answer at {addresses[guest]}" for guest in silent]
+        return troubles + ([] if over(evacuation.job) else missing())
+
+    def _missing(self, evacuation: Evacuation, arrivals: list[Arrival]) -> list[str]:
+        """Return which words of the guests' agents are still missing, as sentences."""
+        said = self.board.reports(evacuation.job, evacuation.epoch)
+        words = [
+            f"{one.guest} moved, but its agent does not say that its root file system answers"
+            for one in arrivals
+            if one.guest not in said.root
+        ]
+        return words + [
+            f"{one.guest} moved, but {one.peer} does not reach it at {one.address}"
+            for one in arrivals
+            if one.peer and one.guest not in said.reached
+        ]
+
+    def _peer(self, evacuation: Evacuation, migration: Migration) -> str:
+        """Return a guest of the job that is to reach a moved one: best one that does not move, on another host."""
+        moving = set(self.board.notice(evacuation.job).affected)
+        peers = [
+            guest
+            for guest in self.cluster.refresh().guests
+            if guest.job == evacuation.job and guest.state != "lost" and guest.name != migration.guest
+        ]
+        best = min(
+            peers, key=lambda one: (one.name in moving, one.host == migration.destination, one.name), default=None
+        )
+        return best.name if best else ""
 
 
-def outcome(guest: str, source: View, destination: View, said_to_have_moved: bool, job_is_over: bool) -> str:
+def outcome(guest: str, source: View, destination: View, said: str, job_is_over: bool) -> str:
     """Return where a guest's move has come to: MOVED, STAYED, GONE (removed with its job) or UNCLEAR.
 
-    The source may have failed and not answer: then the playbook's word does, if the destination agrees.
+    ``said`` is how the move ended by the word of the program that did it, if it is one of ENDS. Of a host that failed
+    and does not answer that word is taken, if the other host agrees.
     """
     if destination is None:
-        return UNCLEAR
+        # nothing moves any more, and the guest runs here: it may go elsewhere
+        ended_badly = said in ENDS and said != SAID_MOVED
+        return STAYED if ended_badly and source is not None and source.get(guest) == RUNNING else UNCLEAR
     if destination.get(guest) == RUNNING:
         if source is None:
-            return MOVED if said_to_have_moved else UNCLEAR
+            return MOVED if said == SAID_MOVED else UNCLEAR
         return UNCLEAR if guest in source else MOVED
     if source is not None and guest not in destination:
         if source.get(guest) == RUNNING:
@@ -104,10 +163,3 @@ def trouble(migration: Migration, source: View, destination: View) -> str:
         f"where {guest} runs is not clear ({said}): look with 'virsh list' on both hosts,"
         " and start or destroy nothing before one of them is known to run it"
     )
-
-
-def _in_parallel(act: Callable[[str], T], names: list[str]) -> dict[str, T]:
-    if not names:
-        return {}
-    with ThreadPoolExecutor(max_workers=min(16, len(names))) as pool:
-        return dict(zip(names, pool.map(act, names), strict=True))

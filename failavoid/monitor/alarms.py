@@ -15,6 +15,7 @@ from failavoid.shared.messages import Alarm, to_dict
 log = logging.getLogger(__name__)
 RETRY_S = 1.0
 TIMEOUT_S = 10.0
+_TOO_LATE = (400, 404, 405, 409, 422)  # the controller knows no such alarm, or its guests move already
 
 
 class AlarmSender:
@@ -28,6 +29,7 @@ class AlarmSender:
         self._client = client(url, token, authority, timeout=TIMEOUT_S)
         self._is_member = is_member
         self._pending: dict[tuple[str, str], Alarm] = {}
+        self._withdrawn: list[str] = []
         self._changed = threading.Condition()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="alarms", daemon=True)
@@ -50,14 +52,22 @@ class AlarmSender:
             self._pending[(alarm.job, alarm.host)] = alarm
             self._changed.notify()
 
+    def withdraw(self, alarm: Alarm) -> None:
+        """Take back an alarm whose cause is gone: what was not sent yet is not, the controller is told of the rest."""
+        with self._changed:
+            if self._pending.get((alarm.job, alarm.host)) is alarm:
+                del self._pending[(alarm.job, alarm.host)]
+            self._withdrawn.append(alarm.id)
+            self._changed.notify()
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._pending or self._stopped)
+                self._changed.wait_for(lambda: self._pending or self._withdrawn or self._stopped)
                 if self._stopped:
                     return
-                pending = list(self._pending.values())
-            if not all([self._settle(alarm) for alarm in pending]):
+                pending, withdrawn = list(self._pending.values()), list(self._withdrawn)
+            if not all([*map(self._settle, pending), *map(self._take_back, withdrawn)]):
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopped, RETRY_S)
 
@@ -75,15 +85,34 @@ class AlarmSender:
                     log.info("alarm %s: %s", alarm.id, _outcome(answer.json()))
                 self._trouble = ""
             except (httpx.HTTPError, ValueError, RuntimeError) as error:
-                trouble = f"alarm {alarm.id} cannot be brought to the controller: {error}; trying on"
-                if trouble != self._trouble:
-                    log.error(trouble)
-                self._trouble = trouble
+                self._note(f"alarm {alarm.id} cannot be brought to the controller: {error}; trying on")
                 return False
         with self._changed:
             if self._pending.get((alarm.job, alarm.host)) is alarm:
                 del self._pending[(alarm.job, alarm.host)]
         return True
+
+    def _take_back(self, ident: str) -> bool:
+        """Tell the controller that an alarm no longer holds; False if it has to be tried again."""
+        try:
+            answer = self._client.post(f"/alarms/{ident}/withdraw")
+            if answer.status_code in _TOO_LATE:
+                log.info("alarm %s is not withdrawn: %s", ident, answer.text)
+            else:
+                answer.raise_for_status()
+                log.info("alarm %s is withdrawn: its cause is gone", ident)
+            self._trouble = ""
+        except (httpx.HTTPError, RuntimeError) as error:
+            self._note(f"alarm {ident} cannot be withdrawn: {error}; trying on")
+            return False
+        with self._changed:
+            self._withdrawn.remove(ident)
+        return True
+
+    def _note(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            log.error(trouble)
+        self._trouble = trouble
 
 
 def _outcome(answer: Any) -> str:

@@ -3,29 +3,65 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import httpx
 
 from failavoid.services import client
-from failavoid.shared.messages import Membership, from_dict
+from failavoid.shared.messages import Host, Job, JobRequest, Membership, from_dict
 
 log = logging.getLogger(__name__)
 JUDGED_STATES = ("ready", "running")
+ROOM = 0.75  # of a host's memory, that guests may take
 POLL_S = 10.0
 RETRY_S = 1.0
+_INTERPRETER = re.compile(r"-|(.*/)?(python[\d.]*|failavoid-mpi|failavoid\.mpi)$")
 
 
-def groups_of(membership: Membership) -> dict[str, list[str]]:
-    """The hosts of each job that is ready or runs, by the guests they hold now."""
-    groups = {}
+@dataclass(frozen=True)
+class Group:
+    """Hosts that can be compared: those of one job that are of one hardware class."""
+
+    job: str
+    application: str  # what its learned distribution is kept under
+    hardware: str  # cores and memory, as in 24x63g; empty if unknown
+    hosts: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the group, among all."""
+        return f"{self.job}/{self.hardware}" if self.hardware else self.job
+
+
+def groups_of(membership: Membership) -> list[Group]:
+    """The hosts of each job that is ready or runs, by the guests they hold now, split by hardware class."""
+    hardware = {host.name: hardware_class(host) for host in membership.hosts}
+    groups = []
     for job in membership.jobs:
         if job.state in JUDGED_STATES:
             hosts = {g.host for g in membership.guests if g.job == job.id and g.state != "lost"}
-            if hosts:
-                groups[job.id] = sorted(hosts)
+            by_class: dict[str, list[str]] = {}
+            for host in sorted(hosts):
+                by_class.setdefault(hardware.get(host, ""), []).append(host)
+            groups += [Group(job.id, application_of(job), kind, tuple(alike)) for kind, alike in by_class.items()]
     return groups
+
+
+def hardware_class(host: Host) -> str:
+    """Cores and memory, so that hosts of one delivery are alike although each finds a few MiB more or less."""
+    cores = sum(len(cores) for cores in host.numa.values())
+    return f"{cores}x{round(host.memory_kb / 2**20)}g" if cores or host.memory_kb else ""
+
+
+def application_of(job: Job) -> str:
+    """The name its user gave the job, else its program's."""
+    if job.request.name != JobRequest.name or not job.command:
+        return job.request.name
+    program = next((word for word in job.command if not _INTERPRETER.match(word)), job.command[0])
+    return program.rpartition("/")[2]
 
 
 class Follower:
@@ -38,7 +74,8 @@ class Follower:
         self._client = client(url, token, authority)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="membership", daemon=True)
-        self._groups: dict[str, list[str]] = {}
+        self._groups: list[Group] = []
+        self._membership = Membership(-1, [], [], [])
         self._guests: dict[str, str] = {}
         self._trouble = ""
 
@@ -51,9 +88,23 @@ class Follower:
         self._stopped.set()
         self._client.close()
 
-    def groups(self) -> Mapping[str, list[str]]:
-        """The hosts of each job as last heard. Not to be changed."""
+    def groups(self) -> Sequence[Group]:
+        """All groups as last heard. Not to be changed."""
         return self._groups
+
+    def membership(self) -> Membership:
+        """All of what was last heard. Not to be changed."""
+        return self._membership
+
+    def is_member(self, job: str, host: str) -> bool:
+        """Whether guests of a job are on a host."""
+        return any(group.job == job and host in group.hosts for group in self._groups)
+
+    def has_room_for(self, host: str) -> bool:
+        """Whether a free host could hold the guests of this one even if they filled all of their memory."""
+        guests = sum(guest.memory_kb for guest in self._membership.guests if guest.host == host)
+        free = [one.memory_kb for one in self._membership.hosts if one.pool == "free"]
+        return bool(free) and guests <= ROOM * max(free)
 
     def is_guest(self, name: str, uuid: str) -> bool:
         """Whether the site has this very guest now."""
@@ -80,10 +131,12 @@ class Follower:
         if membership.version != version:
             self._guests = {guest.name: guest.uuid for guest in membership.guests}
             groups = groups_of(membership)
+            self._membership = membership
             if groups != self._groups:
-                for job in groups.keys() | self._groups.keys():
-                    if groups.get(job) != self._groups.get(job):
-                        log.info("job %s: hosts %s", job, ", ".join(groups.get(job, [])) or "none")
+                before, after = ({group.name: group.hosts for group in some} for some in (self._groups, groups))
+                for name in sorted(before.keys() | after.keys()):
+                    if before.get(name) != after.get(name):
+                        log.info("job %s: hosts %s", name, ", ".join(after.get(name, ())) or "none")
                 self._groups = groups
         return membership.version
 

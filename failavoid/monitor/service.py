@@ -7,23 +7,43 @@ import logging
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Response
 
 from failavoid.documents import Since
 from failavoid.monitor.alarms import AlarmSender
+from failavoid.monitor.archive import Archive
 from failavoid.monitor.evaluation import Evaluator
+from failavoid.monitor.findings import of_nodes
 from failavoid.monitor.groups import Follower
-from failavoid.monitor.receiver import Receiver
+from failavoid.monitor.migrations import MigrationTimes
+from failavoid.monitor.scores import score
 from failavoid.monitor.settings import Settings
+from failavoid.monitor.sources import Context, open_source
+from failavoid.monitor.state import State
 from failavoid.monitor.store import Store
+from failavoid.prediction.models import BINS
 from failavoid.services import SettingsError, load_settings, make_app, require, run, set_up_logging
-from failavoid.shared.messages import Alarm, RuleEvent, Sample, to_dict
+from failavoid.shared.messages import (
+    Alarm,
+    Distribution,
+    Finding,
+    NodeHealth,
+    Prediction,
+    Predictions,
+    RuleEvent,
+    Sample,
+    to_dict,
+)
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import mint, read_secret
 
 log = logging.getLogger(__name__)
+
+
+HEALTH_EVERY_S = 5.0
 
 
 class Monitor:
@@ -32,41 +52,90 @@ class Monitor:
     def __init__(self, settings: Settings, secret: bytes) -> None:
         token = mint(secret, "service", "monitor")
         self.settings = settings
-        self.store = Store(settings.metric, settings.history_s, settings.stale_s)
+        self.state = State(settings.state)
+        self.store = Store(settings.history_s, settings.stale_s)
         self.follower = Follower(settings.resource_manager, token, settings.tls.authority)
-        self.evaluator = Evaluator(settings)
-        self.sender = AlarmSender(settings.controller, token, self._is_member, settings.tls.authority)
-        self.receiver = Receiver(settings.listen, settings.port, secret, self.store, self.follower.is_guest)
+        self.evaluator = Evaluator(settings, self.state, self.follower.has_room_for)
+        self.sender = AlarmSender(settings.controller, token, self.follower.is_member, settings.tls.authority)
+        self.migrations = MigrationTimes(settings.controller, token, settings.tls.authority)
+        keeps = settings.state and settings.archive_mb
+        self.archive = Archive(Path(settings.state) / "archive", settings.archive_mb) if keeps else None
+        context = Context(settings.listen, settings.port, secret, self.store, self.follower.is_guest)
+        self.sources = [open_source(source.kind, source.options, context) for source in settings.sources]
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._judge_for_ever, name="rules")
 
     def start(self) -> None:
         """Begin to receive, follow, judge and alarm."""
-        for part in (self.receiver, self.follower, self.sender, self._thread):
+        self._recall()
+        if self.archive:
+            self.archive.start()
+        for part in (*self.sources, self.follower, self.sender, self.migrations):
             part.start()
+        self._thread.start()
 
     def stop(self) -> None:
-        """End all threads."""
+        """End all threads, and keep what is to be kept."""
         self._stopped.set()
         self._thread.join()
-        for part in (self.receiver, self.follower, self.sender):
+        for part in (*self.sources, self.follower, self.sender, self.migrations):
             part.stop()
+        if self.archive:
+            self.archive.stop()
+        self.state.close()
 
-    def _is_member(self, job: str, host: str) -> bool:
-        return host in self.follower.groups().get(job, [])
+    def horizon_s(self) -> float:
+        """A failure predicted within this time is danger, if the settings' own horizon is not longer."""
+        return self.settings.migration_factor * self.migrations.slow_s()
+
+    def _recall(self) -> None:
+        """Take up what an earlier monitor kept, so that its trends and its history go on."""
+        if not self.archive:
+            return
+        now = time.time()
+        count = 0
+        for collection, groups in self.archive.recent(now - self.settings.history_s):
+            count += 1
+            self.store.recall(collection)
+            if collection.time > now - self.settings.rules.long_window_s:
+                self.evaluator.recall(collection, groups)
+        if count:
+            log.info("%d collections of the last %.0f s are known again", count, self.settings.history_s)
 
     def _judge_for_ever(self) -> None:
-        """Judge the state of one interval ago: by then every host has sampled after it too."""
-        beat = time.monotonic()
+        """Judge each host by its last sample: waiting until all are of the same moment would cost an alarm a second.
+
+        What growth makes of the difference is within the rules' ``skew_s``.
+        """
+        beat = looked = time.monotonic()
         interval = self.settings.interval_s
         while not self._stopped.wait(max(0.0, beat - time.monotonic())):
             beat = max(beat + interval, time.monotonic())
             try:
-                collection = self.store.collect(time.time() - interval)
-                for alarm in self.evaluator.evaluate(collection, self.follower.groups()):
-                    self.sender.send(alarm)
+                self._judge(time.time())
+                if time.monotonic() - looked >= HEALTH_EVERY_S:
+                    looked = time.monotonic()
+                    self._look_at_nodes()
             except Exception:  # one collection that fails must not end the watch
                 log.exception("judging a collection failed")
+
+    def _judge(self, when: float) -> None:
+        collection, groups = self.store.collect(when), self.follower.groups()
+        decision = self.evaluator.evaluate(collection, groups, horizon_s=self.horizon_s())
+        for alarm in decision.raised:
+            self.sender.send(alarm)
+        for alarm in decision.withdrawn:
+            self.sender.withdraw(alarm)
+        if self.archive:
+            self.archive.add(collection, groups)
+
+    def _look_at_nodes(self) -> None:
+        now = time.time()
+        membership = self.follower.membership()
+        members = {host for group in self.follower.groups() for host in group.hosts}
+        members |= {guest.name for guest in membership.guests if guest.job and guest.state == "ready"}
+        self.evaluator.findings.look("nodes", now, of_nodes(self.store.health(now), members))
+        self.evaluator.learner.close(membership)
 
 
 def build_app(monitor: Monitor, secret: bytes) -> FastAPI:
@@ -91,6 +160,28 @@ def build_app(monitor: Monitor, secret: bytes) -> FastAPI:
             check_name("job", job)
         events = list(monitor.evaluator.events.values())
         return [to_dict(event) for event in events if job in (None, event.job)]
+
+    @app.get("/predictions", response_model=Predictions, dependencies=[require()])
+    def predictions() -> dict[str, Any]:
+        found = monitor.state.all(Prediction)
+        return {"rules": [to_dict(one) for one in score(found)], "predictions": [to_dict(one) for one in found]}
+
+    @app.get("/findings", response_model=list[Finding], dependencies=[require()])
+    def findings() -> list[dict[str, Any]]:
+        return [to_dict(finding) for finding in monitor.state.all(Finding)]
+
+    @app.get("/nodes", response_model=list[NodeHealth], dependencies=[require()])
+    def nodes() -> list[dict[str, Any]]:
+        return [to_dict(node) for node in monitor.store.health(time.time())]
+
+    @app.get("/distributions", response_model=list[Distribution], dependencies=[require()])
+    def distributions() -> list[dict[str, Any]]:
+        metric = monitor.settings.metric
+        learned = [(name, monitor.state.distribution(name, metric)) for name in monitor.state.applications(metric)]
+        return [
+            {"application": name, "metric": metric, "runs": one.runs, "bins": BINS, "counts": one.counts.tolist()}
+            for name, one in learned
+        ]
 
     return app
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from failavoid.monitor.rules import RULES, RuleSettings
+from failavoid.prediction.modes import Mode
+from failavoid.prediction.settings import RULES, RuleSettings
 from failavoid.services import Tls
 
 METRICS = ("unavailable", "active")
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """Where samples come from: ``kind`` names a plug-in (`sources`), ``options`` are its own."""
+
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -18,15 +28,22 @@ class Settings:
     port: int = 7411  # TCP: the API; UDP: samples
     tls: Tls = field(default_factory=Tls)
     secret: str = "/etc/failavoid/secret"
+    state: str = ""  # folder of what is kept between runs; nothing is if empty
+    archive_mb: int = 2048  # MiB of samples kept there; 0: none
     resource_manager: str = "https://127.0.0.1:7412"
     controller: str = "https://127.0.0.1:7413"
     interval_s: float = 1.0  # between judgements: the hosts' sampling interval
     stale_s: float = 5.0  # a host's last value counts for this long
     history_s: float = 3600.0
     reraise_s: float = 30.0  # an alarm whose cause stays is raised again after this
+    judged_after_s: float = 3600.0  # a prediction that did not come true by then was wrong
+    migration_factor: float = 2.0  # the horizon is at least this many times the slow migrations of this site
     rule: str = "robust"
     metric: str = "unavailable"
     rules: RuleSettings = field(default_factory=RuleSettings)
+    applications: dict[str, dict[str, float]] = field(default_factory=dict)  # changes of ``rules`` for one application
+    modes: list[Mode] = field(default_factory=list)  # failures other than of memory
+    sources: list[SourceSettings] = field(default_factory=lambda: [SourceSettings("agents")])
 
     def __post_init__(self) -> None:
         self.tls.check(self.listen)
@@ -41,6 +58,9 @@ class Settings:
             ("stale_s", 0.1, 600.0),
             ("history_s", 1.0, 7 * 86400.0),
             ("reraise_s", 1.0, 86400.0),
+            ("judged_after_s", 1.0, 7 * 86400.0),
+            ("migration_factor", 1.0, 100.0),
+            ("archive_mb", 0, 1 << 24),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -48,3 +68,17 @@ class Settings:
         for name in ("resource_manager", "controller"):
             if not getattr(self, name).startswith(("http://", "https://")):
                 raise ValueError(f"setting {name!r} is {getattr(self, name)!r}; give it as https://ADDRESS:PORT")
+        for application, changes in self.applications.items():
+            try:
+                self.rules.changed_by(changes)
+            except ValueError as error:
+                raise ValueError(f"setting 'applications', {application!r}: {error}") from error
+        for mode in self.modes:
+            mode.settings(self.rules)
+        names = [mode.name for mode in self.modes]
+        if len(set(names)) < len(names):
+            raise ValueError(f"setting 'modes' names one twice: {', '.join(names)}")
+
+    def rules_of(self, application: str) -> RuleSettings:
+        """The rules' settings for the memory of an application's hosts."""
+        return self.rules.changed_by(self.applications.get(application, {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -10,133 +11,206 @@ from itertools import takewhile
 
 import numpy as np
 
-from failavoid.monitor.rules import Floats
-from failavoid.shared.messages import Sample
-from failavoid.shared.samples import Received
+from failavoid.prediction.grouping import Floats, Ints
+from failavoid.shared.messages import METRICS, NodeHealth, Sample
 
 _KEPT = 4  # samples of each host that a collection may lie between
-
-
-@dataclass(frozen=True)
-class _Values:
-    """A host's sample as shares of its memory."""
-
-    time: float
-    metric: float
-    unavailable: float
-    guests: float
+_CLOCK_OFF_S = 0.5  # more than a network delays
+_WINDOW = 60  # samples, in which loss and delay are looked at
+_PLACE = {name: place for place, name in enumerate(METRICS)}
 
 
 @dataclass(frozen=True)
 class Collection:
-    """All hosts' values at one moment, interpolated; NaN where a host is silent."""
+    """All hosts' values at one moment, interpolated; NaN where a host is silent.
+
+    ``values`` has one row a metric of METRICS, one column a host.
+    """
 
     time: float
     hosts: dict[str, int]  # column of each host; columns are never given away again
-    metric: Floats
-    unavailable: Floats
-    guests: Floats
+    values: Floats
+
+    def metric(self, name: str) -> Floats:
+        """One metric of all hosts."""
+        row: Floats = self.values[_PLACE[name]]
+        return row
+
+    def shares(self, metric: str) -> Floats:
+        """Memory in use as shares of each host's: ``unavailable``, ``active``, or ``guests`` (held by their QEMUs)."""
+        total = self.metric("mem_total_kb")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if metric == "unavailable":
+                return 1 - self.metric("mem_available_kb") / total
+            if metric == "active":
+                return self.metric("mem_active_kb") / total
+            return np.where(total > 0, np.nan_to_num(self.metric("guests_rss_kb")) / total, np.nan)
+
+
+class _Node:
+    """How one node's samples arrive, over all of its time and over the last one or two windows."""
+
+    __slots__ = ("arrived", "before", "delay", "lost", "now", "received", "sample")
+
+    def __init__(self) -> None:
+        self.received = self.lost = 0
+        self.arrived = self.delay = 0.0
+        self.sample: Sample | None = None
+        self.now = self.before = (0, 0, math.inf)  # received, lost, least delay
+
+    def take(self, sample: Sample, arrived: float, lost: int) -> None:
+        self.sample, self.arrived, self.delay = sample, arrived, arrived - sample.time
+        self.received += 1
+        self.lost += lost
+        received, lost_before, least = self.now
+        self.now = (received + 1, lost_before + lost, min(least, self.delay))
+        if self.now[0] == _WINDOW:
+            self.before, self.now = self.now, (0, 0, math.inf)
+
+    def on_this_clock(self) -> float:
+        """When the last sample was made: by this host's clock, if the node's is off."""
+        assert self.sample is not None
+        quickest = min(self.now[2], self.before[2])
+        return self.sample.time + (quickest if abs(quickest) > _CLOCK_OFF_S else 0.0)
+
+    def health(self, now: float, stale_s: float) -> NodeHealth:
+        assert self.sample is not None
+        (received, lost, least), (received_before, lost_before, least_before) = self.now, self.before
+        sent = received + lost + received_before + lost_before
+        quickest = min(least, least_before)
+        return NodeHealth(
+            node=self.sample.node,
+            kind=self.sample.kind,
+            last=self.arrived,
+            received=self.received,
+            lost=self.lost,
+            recent_loss=(lost + lost_before) / sent if sent else 0.0,
+            delay_s=self.delay - quickest,
+            skew_s=-quickest,
+            silent=now - self.arrived > stale_s,
+        )
 
 
 class Store:
-    """Filled by the receiver's thread, read by all others.
+    """Filled by the sources' threads, read by all others.
 
-    The past is kept as it came, in about 300 bytes a sample, for ``history_s`` seconds.
+    The past is kept as JSON, in about 500 bytes a sample, for ``history_s`` seconds.
     """
 
-    def __init__(self, metric: str, history_s: float, stale_s: float) -> None:
-        self._metric = metric
+    def __init__(self, history_s: float, stale_s: float) -> None:
         self._history_s = history_s
         self._stale_s = stale_s
         self._lock = threading.Lock()
-        self._last: dict[str, tuple[float, Sample]] = {}
-        self._past: deque[tuple[float, Received]] = deque()
-        self._recent: dict[str, deque[_Values]] = {}
+        self._nodes: dict[str, _Node] = {}
+        self._past: deque[tuple[float, str, str, float, bytes]] = deque()
         self._columns: dict[str, int] = {}
+        # each host's last samples, the oldest overwritten by the next
+        self._times = np.full((_KEPT, 64), -np.inf)
+        self._rows = np.full((_KEPT, 64, len(METRICS)), np.nan)
+        self._next = [0] * 64
 
-    def take(self, received: Received, arrived: float) -> None:
-        """Keep a sample that arrived at ``arrived``. Raises RefusedError if its content is malformed."""
-        metrics, cores = received.content()
-        sample = Sample(received.subject, received.role, received.time, metrics, cores)
-        values = shares(sample, self._metric) if received.role == "host" else None
+    def take(self, sample: Sample, arrived: float, body: bytes | None = None, lost: int = 0) -> None:
+        """Keep a sample that arrived at ``arrived``; ``lost`` of its sender before it did not. ``body`` is its JSON."""
+        if body is None:
+            body = json.dumps({"metrics": sample.metrics, "cores": sample.cores}).encode()
+        get = sample.metrics.get
+        row = [get(name, np.nan) for name in METRICS] if sample.kind == "host" else None
         with self._lock:
-            self._last[sample.node] = (arrived, sample)
-            self._past.append((arrived, received))
-            while self._past and self._past[0][0] < arrived - self._history_s:
+            node = self._nodes.get(sample.node)
+            if node is None:
+                node = self._nodes[sample.node] = _Node()
+            node.take(sample, arrived, lost)
+            self._past.append((arrived, sample.node, sample.kind, sample.time, body))
+            while self._past[0][0] < arrived - self._history_s:
                 self._past.popleft()
-            if values:
-                self._columns.setdefault(sample.node, len(self._columns))
-                self._recent.setdefault(sample.node, deque(maxlen=_KEPT)).append(values)
+            if row is not None:
+                column = self._columns.get(sample.node)
+                if column is None:
+                    column = self._new_column(sample.node)
+                place = self._next[column]
+                self._next[column] = (place + 1) % _KEPT
+                self._times[place, column] = node.on_this_clock()
+                self._rows[place, column] = row
+
+    def recall(self, collection: Collection) -> None:
+        """Take up hosts' samples of before a restart: they are history, not news."""
+        for host, column in collection.hosts.items():
+            row = collection.values[:, column]
+            metrics = {name: float(value) for name, value in zip(METRICS, row) if np.isfinite(value)}
+            if metrics:
+                body = json.dumps({"metrics": metrics, "cores": []}).encode()
+                with self._lock:
+                    self._past.append((collection.time, host, "host", collection.time, body))
+
+    def _new_column(self, host: str) -> int:
+        column = self._columns[host] = len(self._columns)
+        if column == self._times.shape[1]:
+            self._times = np.concatenate([self._times, np.full_like(self._times, -np.inf)], axis=1)
+            self._rows = np.concatenate([self._rows, np.full_like(self._rows, np.nan)], axis=1)
+            self._next += [0] * len(self._next)
+        return column
 
     def last(self) -> list[Sample]:
         """The last sample of each node, by name."""
         with self._lock:
-            return [self._last[node][1] for node in sorted(self._last)]
+            found = [node.sample for _, node in sorted(self._nodes.items())]
+        return [sample for sample in found if sample is not None]
 
     def history(self, since: float) -> str:
         """All samples that arrived since then, oldest first, as the JSON of a list of Sample."""
         with self._lock:
             wanted = list(takewhile(lambda entry: entry[0] >= since, reversed(self._past)))
-        return "[" + ",".join(_json(received) for _, received in reversed(wanted)) + "]"
+        return "[" + ",".join(_json(*entry[1:]) for entry in reversed(wanted)) + "]"
 
     def collect(self, when: float) -> Collection:
         """Every host's values at the same moment, although each samples at its own."""
         with self._lock:
-            recent = [tuple(self._recent[host]) for host in self._columns]
+            count = len(self._columns)
             hosts = dict(self._columns)
-        rows = np.full((3, len(recent)), np.nan)
-        for column, values in enumerate(recent):
-            at = interpolate(values, when, self._stale_s)
-            if at:
-                rows[:, column] = at
-        return Collection(when, hosts, rows[0], rows[1], rows[2])
+            times, rows = self._times[:, :count].copy(), self._rows[:, :count].copy()
+        return Collection(when, hosts, interpolate(times, rows, when, self._stale_s))
+
+    def health(self, now: float) -> list[NodeHealth]:
+        """How each node's samples arrive, by name."""
+        with self._lock:
+            found = sorted(self._nodes.items())
+        return [node.health(now, self._stale_s) for _, node in found]
 
     def drop_silent(self, now: float) -> list[tuple[str, str]]:
         """Forget nodes not heard of for ``history_s``; return (kind, name) of each."""
         with self._lock:
-            gone = [s for arrived, s in self._last.values() if arrived < now - self._history_s]
-            for sample in gone:
-                del self._last[sample.node]
-                if sample.node in self._recent:
-                    self._recent[sample.node].clear()
-        return [(sample.kind, sample.node) for sample in gone]
+            gone = [
+                (node.sample.kind, name)
+                for name, node in self._nodes.items()
+                if node.sample and node.arrived < now - self._history_s
+            ]
+            for _, name in gone:
+                del self._nodes[name]
+                if name in self._columns:
+                    self._times[:, self._columns[name]] = -np.inf
+        return gone
 
 
-def shares(sample: Sample, metric: str) -> _Values | None:
-    """The sample as shares of the host's memory; None if it lacks what is needed."""
-    kb = sample.metrics
-    total = kb.get("mem_total_kb", 0)
-    available, active = kb.get("mem_available_kb"), kb.get("mem_active_kb")
-    if total <= 0 or available is None or (metric == "active" and active is None):
-        return None
-    unavailable = 1 - available / total
-    return _Values(
-        time=sample.time,
-        metric=unavailable if metric == "unavailable" or active is None else active / total,
-        unavailable=unavailable,
-        guests=kb.get("guests_rss_kb", 0) / total,
-    )
+def interpolate(times: Floats, rows: Floats, when: float, stale_s: float) -> Floats:
+    """Each host's values at ``when`` (metrics x hosts), between two samples or held from the last; NaN if too old.
+
+    ``times`` is samples x hosts, in any order; ``rows`` samples x hosts x metrics.
+    """
+    hosts: Ints = np.arange(times.shape[1])
+    earlier = np.where(times <= when, times, -np.inf)
+    later = np.where(times > when, times, np.inf)
+    before, after = earlier.argmax(axis=0), later.argmin(axis=0)
+    begin, end = earlier[before, hosts], later[after, hosts]
+    first, second = rows[before, hosts], rows[after, hosts]
+    between = np.isfinite(begin) & (end - begin <= stale_s)
+    with np.errstate(invalid="ignore"):
+        part = np.where(between, (when - begin) / (end - begin), 0.0)
+        values = np.where(between[:, None], first + part[:, None] * (second - first), first)
+    values[~(between | (when - begin <= stale_s))] = np.nan
+    result: Floats = values.T
+    return result
 
 
-def interpolate(values: tuple[_Values, ...], when: float, stale_s: float) -> tuple[float, float, float] | None:
-    """The values at ``when``, between two samples or held from the last; None if that is too old."""
-    after = None
-    for sample in reversed(values):
-        if sample.time <= when:
-            if after is None or after.time - sample.time > stale_s:
-                if when - sample.time > stale_s:
-                    return None
-                return sample.metric, sample.unavailable, sample.guests
-            part = (when - sample.time) / (after.time - sample.time)
-            return (
-                sample.metric + part * (after.metric - sample.metric),
-                sample.unavailable + part * (after.unavailable - sample.unavailable),
-                sample.guests + part * (after.guests - sample.guests),
-            )
-        after = sample
-    return None
-
-
-def _json(received: Received) -> str:
-    start = json.dumps({"node": received.subject, "kind": received.role, "time": received.time})
-    return f"{start[:-1]},{received.body.decode()[1:]}"
+def _json(node: str, kind: str, time: float, body: bytes) -> str:
+    start = json.dumps({"node": node, "kind": kind, "time": time})
+    return f"{start[:-1]},{body.decode()[1:]}"

@@ -15,13 +15,14 @@ import atexit
 import functools
 import os
 import socket
+import struct
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from failavoid.mpi.protocol import CANCELLED, LIMIT, MOVED, NO_PAGE, POLL_S, Held, Rank, View
-from failavoid.shared.page import RUN_DIR, job_folder
+from failavoid.mpi.protocol import CANCELLED, LIMIT, MOVED, NO_PAGE, POLL_S, Agreed, Callbacks, Held, Rank, Record
+from failavoid.shared.page import KINDS, RUN_DIR, job_folder
 
 LIMIT_S = 900.0
 
@@ -32,6 +33,8 @@ _DERIVING = (
     *("Create_intercomm", "Merge"),
 )
 _WRAPPED = ("Intracomm", "Cartcomm", "Graphcomm", "Distgraphcomm", "Intercomm")
+
+_RECORD = struct.Struct("=Q64s")  # as it goes over the wire: word, guest
 
 
 class Settings:
@@ -57,12 +60,12 @@ def _number(environment: Mapping[str, str], name: str, default: float) -> float:
 
 
 class _Barriers:
-    """What is remembered of one communicator. ``rank`` is None where barriers are mpi4py's own."""
+    """What is remembered of one communicator. Where it is not eligible, barriers are mpi4py's own."""
 
-    __slots__ = ("count", "every", "rank", "receive", "send")
+    __slots__ = ("count", "eligible", "every", "receive", "send")
 
-    def __init__(self, rank: Rank | None = None, every: int = 1) -> None:
-        self.rank = rank
+    def __init__(self, eligible: bool = False, every: int = 1) -> None:
+        self.eligible = eligible
         self.every = every
         self.count = 0
         self.send = memoryview(bytearray(8)).cast("Q")
@@ -89,8 +92,19 @@ class _Channel:
         self._comm.Allreduce((send, 1, kind), (receive, 1, kind), self._mpi.MAX)
         return receive[0]
 
-    def exchange(self, view: View) -> list[View]:
-        return [View(*other) for other in self._comm.allgather(tuple(view))]
+    def exchange(self, record: Record) -> Sequence[Record]:
+        mine = _RECORD.pack(record.word, record.guest.encode()[:63])
+        every = bytearray(len(mine) * self._comm.Get_size())
+        byte = self._mpi.BYTE
+        self._comm.Allgather((mine, len(mine), byte), (every, len(mine), byte))
+        return [Record(word, guest.rstrip(b"\0").decode()) for word, guest in _RECORD.iter_unpack(every)]
+
+    def share(self, root: int, agreed: Agreed | None, ranks: int) -> Agreed:
+        told = bytearray(1 + ranks)
+        if agreed:
+            told[:] = bytes([KINDS.index(agreed.kind) + 1, *agreed.affected])
+        self._comm.Bcast((told, len(told), self._mpi.BYTE), root)
+        return Agreed(KINDS[told[0] - 1], tuple(bool(flag) for flag in told[1:]))
 
     def tell(self, root: int, outcome: int) -> int:
         word = bytearray([outcome])
@@ -100,6 +114,68 @@ class _Channel:
         return word[0]
 
 
+class Wrapper:
+    """What stands between a program and the module mpi4py.MPI."""
+
+    def __init__(self, mpi: Any, settings: Settings) -> None:
+        self._mpi = mpi
+        self._settings = settings
+        self._say = _Voice(settings)
+        self._plain = mpi.Comm.Barrier
+        self._keyval: int | None = None
+        folder = job_folder(settings.job, settings.run_dir) if settings.job else None
+        self.rank = Rank(settings.guest, folder, settings.limit_s, self._say.held)
+
+    def barrier(self, comm: Any) -> None:
+        """Be the barrier of a communicator."""
+        barriers = self._barriers_of(comm)
+        if self.rank.inside or not barriers.eligible:
+            self._plain(comm)
+            return
+        barriers.count += 1
+        if barriers.count % barriers.every:
+            self._plain(comm)
+        else:
+            self.rank.barrier(_Channel(self._mpi, comm, barriers))
+
+    def should_migrate(self) -> bool:
+        """See failavoid.mpi.should_migrate."""
+        world = self._mpi.COMM_WORLD
+        barriers = self._barriers_of(world)
+        noticed = barriers.eligible and self.rank.ask(_Channel(self._mpi, world, barriers))
+        if noticed:
+            barriers.count = barriers.every - 1  # the next barrier looks, whatever FAILAVOID_EVERY says
+        return noticed
+
+    def set_callbacks(
+        self, before: Callable[[str], object] | None = None, after: Callable[[str], object] | None = None
+    ) -> None:
+        """See failavoid.mpi.set_callbacks."""
+        self.rank.callbacks = Callbacks(before, after)
+
+    def _barriers_of(self, comm: Any) -> _Barriers:
+        if self._keyval is None:
+            self._keyval = self._mpi.Comm.Create_keyval()
+        found: _Barriers | None = comm.Get_attr(self._keyval)
+        if found is None:
+            found = self._decide(comm)
+            comm.Set_attr(self._keyval, found)
+        return found
+
+    def _decide(self, comm: Any) -> _Barriers:
+        """Decide, on all its ranks alike, how a communicator's barriers are to be."""
+        mpi = self._mpi
+        if comm.Get_size() != mpi.COMM_WORLD.Get_size():
+            return _Barriers()
+        mine = struct.pack("=2Q", bool(self._settings.job), self._settings.every)
+        every = bytearray(len(mine))
+        comm.Allreduce((mine, 2, mpi.UINT64_T), (every, 2, mpi.UINT64_T), mpi.MAX)
+        protected, nth = struct.unpack("=2Q", every)
+        if protected and not self.rank.find_page() and mpi.COMM_WORLD.Get_rank() == 0:
+            self._say.no_page(self.rank)
+        return _Barriers(bool(protected), nth)
+
+
 def install(mpi: Any, environment: Mapping[str, str] = os.environ) -> None:
     """Wrap the barriers of ``mpi``, the module mpi4py.MPI; a second call changes nothing.
 
@@ -107,51 +183,21 @@ def install(mpi: Any, environment: Mapping[str, str] = os.environ) -> None:
     """
     if getattr(mpi, "_failavoid", None) is not None:
         return
-    settings = Settings(environment)
-    say = _Voice(settings)
-    folder = job_folder(settings.job, settings.run_dir) if settings.job else None
-    rank = Rank(settings.guest, folder, settings.limit_s, say.held)
-    mpi._failavoid = rank
-    classes = _make_classes(mpi, _make_barrier(mpi, rank, settings, say))
+    wrapper = Wrapper(mpi, Settings(environment))
+    mpi._failavoid = wrapper
+    classes = _make_classes(mpi, wrapper)
     mpi.COMM_WORLD = classes["Intracomm"](mpi.COMM_WORLD)
-    _wrap_functions(mpi, rank)
-    atexit.register(rank.deregister)  # MPI_Finalize follows, unless the program has called it
+    _wrap_functions(mpi, wrapper.rank)
+    atexit.register(wrapper.rank.deregister)  # MPI_Finalize follows, unless the program has called it
 
 
-def _make_barrier(mpi: Any, rank: Rank, settings: Settings, say: _Voice) -> Callable[[Any], None]:
-    plain = mpi.Comm.Barrier
-    keyval: int | None = None
-
-    def begin(comm: Any) -> _Barriers:
-        """Decide how this communicator's barriers are to be: on all its ranks alike."""
-        barriers = _Barriers()
-        if comm.Get_size() == mpi.COMM_WORLD.Get_size():
-            wanted, every = comm.allreduce((bool(settings.job), settings.every), mpi.MAX)
-            if wanted:
-                barriers = _Barriers(rank, every)
-                if not rank.find_page() and mpi.COMM_WORLD.Get_rank() == 0:
-                    say.no_page(rank)
-        comm.Set_attr(keyval, barriers)
-        return barriers
+def _make_classes(mpi: Any, wrapper: Wrapper) -> dict[str, Any]:
+    """Make the subclasses of mpi4py's communicators."""
+    classes: dict[str, Any] = {}
 
     def barrier(comm: Any) -> None:
         """Barrier synchronization, at which a notice of a move is looked for."""
-        nonlocal keyval
-        if keyval is None:
-            keyval = mpi.Comm.Create_keyval()
-        barriers = comm.Get_attr(keyval) or begin(comm)
-        barriers.count += 1
-        if barriers.rank is None or barriers.count % barriers.every:
-            plain(comm)
-        else:
-            barriers.rank.barrier(_Channel(mpi, comm, barriers))
-
-    return barrier
-
-
-def _make_classes(mpi: Any, barrier: Callable[[Any], None]) -> dict[str, Any]:
-    """Make the subclasses of mpi4py's communicators."""
-    classes: dict[str, Any] = {}
+        wrapper.barrier(comm)
 
     def deriving(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -210,15 +256,22 @@ class _Voice:
         self._said_no_page = True
 
     def held(self, held: Held) -> None:
-        guests, ranks = held.agreement
-        who = f"guest{'s' * (len(guests) > 1)} {', '.join(guests)}"
+        if held.kind == "checkpoint":
+            self._say(
+                f"the program was told to write a checkpoint and took {held.seconds:.2f} s for it (epoch {held.epoch})"
+                if held.told
+                else f"a checkpoint is asked for, but the program has no callback for it (epoch {held.epoch})"
+            )
+            return
+        who = f"guest{'s' * (len(held.guests) > 1)} {', '.join(held.guests)}"
+        way = f" from {held.source} to {held.destination}" if held.source and held.destination else ""
         outcome = {
-            MOVED: "moved",
+            MOVED: f"moved{way}",
             CANCELLED: "did not move (cancelled)",
             LIMIT: f"did not move within {self._settings.limit_s:g} s (FAILAVOID_LIMIT_S), the ranks run on",
             NO_PAGE: "may move now; without a page the ranks can't wait for it",
         }[held.outcome]
-        count = f"{len(ranks)} rank{'s' * (len(ranks) > 1)}"
+        count = f"{len(held.ranks)} rank{'s' * (len(held.ranks) > 1)}"
         self._say(f"{who} {outcome}; {count} stopped for {held.seconds:.2f} s (epoch {held.epoch})")
 
     def _say(self, text: str) -> None:

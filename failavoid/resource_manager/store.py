@@ -1,7 +1,7 @@
 """The resource manager's state: in memory for reading, every change in SQLite before it is seen.
 
 A change is written and committed before anybody is told of it, so that after a crash the state is one that was
-told, or a later one.
+told, or a later one. What the change was, and whose, is written with it.
 """
 
 from __future__ import annotations
@@ -9,46 +9,24 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from failavoid.resource_manager.state import KINDS, WORDS, State
 from failavoid.services import Changes
-from failavoid.shared.messages import Guest, Host, Job, Lease, Membership, Placement, from_dict, to_dict
+from failavoid.shared.messages import Event, Events, Membership, from_dict, to_dict
 
-_KINDS: dict[str, type] = {"hosts": Host, "guests": Guest, "jobs": Job, "leases": Lease, "reserved": Placement}
-_WORDS = ("public_keys", "terms")  # guest -> a word
-_ENDED_JOBS = 200  # so many are remembered
-
-
-@dataclass
-class State:
-    """All that is known, by name.
-
-    ``reserved`` are places on a destination, by guest; ``public_keys`` the guests' SSH host keys; ``terms`` what a
-    guest was told at its boot, as a digest.
-    """
-
-    hosts: dict[str, Host] = field(default_factory=dict)
-    guests: dict[str, Guest] = field(default_factory=dict)
-    jobs: dict[str, Job] = field(default_factory=dict)
-    leases: dict[str, Lease] = field(default_factory=dict)
-    reserved: dict[str, Placement] = field(default_factory=dict)
-    public_keys: dict[str, str] = field(default_factory=dict)
-    terms: dict[str, str] = field(default_factory=dict)
-
-    def forget(self, guest: str) -> None:
-        """Remove a guest from the picture."""
-        for held in (self.guests, self.public_keys, self.terms, self.reserved):
-            held.pop(guest, None)
-
-    def forget_old_jobs(self) -> None:
-        """Remember the last jobs alone."""
-        ended = [job for job in self.jobs.values() if job.ended is not None]
-        for job in sorted(ended, key=lambda job: job.ended or 0.0)[:-_ENDED_JOBS]:
-            del self.jobs[job.id]
+EVENTS_KEPT = 100_000
+_EVENTS_AT_ONCE = 1000
+_TABLES = """
+CREATE TABLE IF NOT EXISTS documents (kind TEXT, name TEXT, document TEXT, PRIMARY KEY (kind, name));
+CREATE TABLE IF NOT EXISTS events (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, time REAL, who TEXT, what TEXT, detail TEXT);
+"""
+_Documents = dict[tuple[str, str], str]
 
 
 class Store:
@@ -59,38 +37,43 @@ class Store:
         self._database = sqlite3.connect(folder / "state.db", check_same_thread=False, isolation_level=None)
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=FULL")
-        self._database.execute(
-            "CREATE TABLE IF NOT EXISTS documents (kind TEXT, name TEXT, document TEXT, PRIMARY KEY (kind, name))"
-        )
+        self._database.executescript(_TABLES)
         self._lock = threading.RLock()
+        self._depth = 0
         self._state = State()
         for kind, name, document in self._database.execute("SELECT kind, name, document FROM documents"):
-            if kind == "numbers":
-                continue
-            self._take(kind, name, document)
+            if kind != "numbers":
+                self._take(kind, name, document)
+        self._saved = self._documents()
         self.changes = Changes(self._number("version"))
+        self.news = Changes(self._last_event())  # the events' own: most changes are none
 
     @contextmanager
     def change(self) -> Iterator[State]:
         """Alter the state; written at the end as a whole, or not at all if the block raises."""
         with self._lock:
-            before = self._documents()
+            if self._depth:
+                raise RuntimeError("a change within a change would be written by halves")
+            self._depth = 1
             try:
                 yield self._state
-            except BaseException:
-                self._restore(before)
+                self._state.settle()
+                after = self._documents()
+                if after != self._saved or self._state.noted:
+                    self._write(self._saved, after)
+            except BaseException:  # also a full disk: what could not be written is not so
+                self._restore(self._saved)
                 raise
-            after = self._documents()
-            if after == before:
-                return
-            try:
-                self._write(before, after)
-            except BaseException:  # a full disk: what could not be written is not so
-                self._restore(before)
-                raise
-            self.changes.bump()
+            finally:
+                self._depth = 0
+            noted, self._state.noted = self._state.noted, []
+            if after != self._saved:
+                self._saved = after
+                self.changes.bump()
+            for _ in noted:
+                self.news.bump()
 
-    def _write(self, before: dict[tuple[str, str], str], after: dict[tuple[str, str], str]) -> None:
+    def _write(self, before: _Documents, after: _Documents) -> None:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             for key in before.keys() - after.keys():
@@ -98,24 +81,49 @@ class Store:
             for key, document in after.items():
                 if before.get(key) != document:
                     self._database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?)", (*key, document))
-            self._set_number("version", self.changes.version + 1)
+            if after != before:
+                self._set_number("version", self.changes.version + 1)
+            for who, what, detail in self._state.noted:
+                row = (time.time(), who, what, json.dumps(detail))
+                self._database.execute("INSERT INTO events (time, who, what, detail) VALUES (?, ?, ?, ?)", row)
+            if self._state.noted:
+                self._database.execute("DELETE FROM events WHERE number <= ?", (self._last_event() - EVENTS_KEPT,))
             self._database.execute("COMMIT")
         except BaseException:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             raise
 
+    @contextmanager
+    def view(self) -> Iterator[State]:
+        """Look at the state, which stands still meanwhile and is not to be altered."""
+        with self._lock:
+            yield self._state
+
     def membership(self) -> Membership:
         """The whole picture, as others see it."""
         with self._lock:
-            version = self.changes.version
+            state = self._state
             picture = {
-                "version": version,
-                "hosts": [to_dict(self._state.hosts[name]) for name in sorted(self._state.hosts)],
-                "guests": [to_dict(self._state.guests[name]) for name in sorted(self._state.guests)],
-                "jobs": [to_dict(job) for job in sorted(self._state.jobs.values(), key=lambda job: job.created)],
+                "version": self.changes.version,
+                "hosts": [to_dict(state.hosts[name]) for name in sorted(state.hosts)],
+                "guests": [to_dict(state.guests[name]) for name in sorted(state.guests)],
+                "jobs": [to_dict(job) for job in sorted(state.jobs.values(), key=lambda job: job.created)],
+                "differences": [to_dict(state.differences[name]) for name in sorted(state.differences)],
             }
         return from_dict(Membership, picture)
+
+    def events(self, after: int) -> Events:
+        """The audit log after a number: the oldest thousand of them."""
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT number, time, who, what, detail FROM events WHERE number > ? ORDER BY number LIMIT ?",
+                (after, _EVENTS_AT_ONCE),
+            ).fetchall()
+            last = self._last_event()
+        return Events(
+            [Event(number, at, who, what, json.loads(detail)) for number, at, who, what, detail in rows], last
+        )
 
     def next_number(self, of: str) -> int:
         """A number that is given out once."""
@@ -124,6 +132,10 @@ class Store:
             self._set_number(of, number)
             return number
 
+    def _last_event(self) -> int:
+        row = self._database.execute("SELECT MAX(number) FROM events").fetchone()
+        return int(row[0] or 0)
+
     def _number(self, of: str) -> int:
         row = self._database.execute("SELECT document FROM documents WHERE kind='numbers' AND name=?", (of,)).fetchone()
         return int(row[0]) if row else 0
@@ -131,18 +143,19 @@ class Store:
     def _set_number(self, of: str, number: int) -> None:
         self._database.execute("INSERT OR REPLACE INTO documents VALUES ('numbers', ?, ?)", (of, str(number)))
 
-    def _documents(self) -> dict[tuple[str, str], str]:
+    def _documents(self) -> _Documents:
         documents = {}
-        for kind in _KINDS:
+        for kind in KINDS:
             for name, message in getattr(self._state, kind).items():
                 documents[kind, name] = json.dumps(to_dict(message), sort_keys=True)
-        for kind in _WORDS:
+        for kind in WORDS:
             for name, word in getattr(self._state, kind).items():
                 documents[kind, name] = json.dumps(word)
         return documents
 
-    def _restore(self, documents: dict[tuple[str, str], str]) -> None:
-        for kind in (*_KINDS, *_WORDS):
+    def _restore(self, documents: _Documents) -> None:
+        self._state.noted = []
+        for kind in (*KINDS, *WORDS):
             getattr(self._state, kind).clear()
         for (kind, name), document in documents.items():
             self._take(kind, name, document)
@@ -150,4 +163,4 @@ class Store:
     def _take(self, kind: str, name: str, document: str) -> None:
         held: dict[str, Any] = getattr(self._state, kind)
         loaded = json.loads(document)
-        held[name] = loaded if kind in _WORDS else from_dict(_KINDS[kind], loaded)
+        held[name] = loaded if kind in WORDS else from_dict(KINDS[kind], loaded)

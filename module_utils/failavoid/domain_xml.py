@@ -102,6 +102,11 @@ def destination_xml(migratable: str, cores: List[int], numa_node: int) -> str:
     return ET.tostring(domain, encoding="unicode")
 
 
+def is_emulated(xml: str) -> bool:
+    """Whether a domain's processors are emulated by QEMU, for lack of hardware virtualisation."""
+    return ET.fromstring(xml).get("type") == "qemu"
+
+
 def vcpus_of(xml: str) -> int:
     """The number of vCPUs that a domain XML names."""
     return int(ET.fromstring(xml).findtext("vcpu") or 1)
@@ -111,6 +116,27 @@ def boot_files(xml: str) -> List[str]:
     """Paths of kernel and initial RAM disk in a domain XML: they must be on every host it can move to."""
     domain = ET.fromstring(xml)
     return [path for path in (domain.findtext("os/kernel"), domain.findtext("os/initrd")) if path]
+
+
+def passed_through(xml: str) -> List[str]:
+    """Name the host's devices that a domain XML passes through to the guest: they can't move with it.
+
+    That is every ``hostdev``, and every interface that is a virtual function of a network card.
+    """
+    domain = ET.fromstring(xml)
+    found = []
+    for device in domain.findall("devices/hostdev") + domain.findall("devices/interface[@type='hostdev']"):
+        kind = device.get("type") or "device"
+        address = device.find("source/address")
+        given = address.attrib if address is not None else {}
+        if device.tag == "interface" or kind == "pci":
+            place = "{:0>4}:{:0>2}:{:0>2}.{}".format(
+                *(given.get(key, "?").replace("0x", "") for key in ("domain", "bus", "slot", "function"))
+            )
+            found.append(f"pci {place}")
+        else:
+            found.append(f"{kind} {given.get('uuid') or ' '.join(given.values())}".strip())
+    return found
 
 
 # what makes a guest another one; libvirt adds to the rest and resolves names (machine, CPU), so it is not compared

@@ -14,8 +14,13 @@ from typing import Any, Dict, List, Optional, Type, TypeVar
 
 T = TypeVar("T")
 
-POOLS = ("free", "allocated", "defunct")
-POLICIES = ("migrate", "off")
+POOLS = ("free", "allocated", "suspect", "defunct")
+MARKS = ("drained", "suspect", "retired")
+POLICIES = ("migrate", "checkpoint", "off")  # of a job whose host is about to fail
+ON_DEADLINE = ("migrate", "cancel")  # when not all ranks stopped in time
+RESOURCES = ("guests", "hosts")
+NOTICE_KINDS = ("move", "checkpoint")
+EVACUATION_ENDS = ("RETIRED", "MOVED", "CHECKPOINTED", "CANCELLED", "FAILED")
 
 
 @dataclass
@@ -37,6 +42,17 @@ METRICS = (
     "swap_used_kb",
     "cpu",  # share of all cores in use, 0..1
     "load1",
+    "psi_cpu",  # share of the last 10 s in which some task waited for it, 0..1
+    "psi_memory",
+    "psi_io",
+    "psi_memory_full",  # in which all tasks waited at once
+    "ecc_corrected",  # errors since the host booted
+    "ecc_uncorrected",
+    "ecc_corrected_per_h",  # over the last hour
+    "temperature_c",  # of the hottest sensor
+    "temperature_margin_c",  # the least distance of a sensor to its own critical temperature
+    "fan_rpm",  # of the slowest fan
+    "voltage_deviation",  # of the worst rail: 0 in the middle of its own limits, 1 at one of them
 )
 
 
@@ -55,11 +71,17 @@ class Evidence:
     pressure_from: Optional[str] = None  # host | guests
     peers: int = 0
     settings: Dict[str, Any] = field(default_factory=dict)
+    move_recommended: bool = True  # False: the guests grow, and no free host has room for all of their memory
+    relative_probability: Optional[float] = None  # of the value, by what was learned of the application; 0..1
+    correlative_distance: Optional[float] = None  # Mahalanobis, of several metrics from the group's
 
 
 @dataclass
 class Alarm:
-    """A predicted failure of ``host``, which runs guests of ``job``."""
+    """A predicted failure of ``host``, which runs guests of ``job``.
+
+    With ``domain`` (``rack=r1``) all hosts of that failure domain are about to fail; ``host`` and ``job`` are empty.
+    """
 
     id: str
     time: float
@@ -69,6 +91,7 @@ class Alarm:
     metric: str
     value: float
     evidence: Evidence
+    domain: str = ""
 
 
 @dataclass
@@ -84,8 +107,119 @@ class RuleEvent:
 
 
 @dataclass
+class Prediction:
+    """What one rule, acting or not, said of a host of a job, and what came of it.
+
+    ``outcome``: open | true (the host reached failure) | false (the rule no longer holds, or nothing came in time) |
+    unknown (the host left its job before) | missed (the host failed, and the rule had said nothing).
+    """
+
+    id: str
+    rule: str
+    acting: bool
+    mode: str  # the failure mode: memory, or one of the settings' modes
+    host: str
+    job: str
+    time: float
+    value: float
+    predicted_failure_s: Optional[float] = None
+    predicted_failure_interval_s: Optional[List[float]] = None
+    outcome: str = "open"
+    ended: Optional[float] = None
+    lead_s: Optional[float] = None  # from the prediction to the failure
+
+
+@dataclass
+class RuleScore:
+    """How good one rule's predictions of a failure mode were so far."""
+
+    rule: str
+    mode: str
+    acting: bool
+    predictions: int
+    true: int
+    false: int
+    unknown: int
+    open: int
+    missed: int
+    precision: Optional[float]  # true / (true + false)
+    recall: Optional[float]  # true / (true + missed)
+    lead_median_s: Optional[float]
+    lead_p5_s: Optional[float]
+    interval_coverage: Optional[float]  # share of true ones whose failure was within the interval
+
+
+@dataclass
+class Predictions:
+    """What each rule has predicted, and how often that was right."""
+
+    rules: List[RuleScore]
+    predictions: List[Prediction]
+
+
+@dataclass
+class Distribution:
+    """What was learned of an application's use in ``runs``: how often ``metric`` was in each of the bins."""
+
+    application: str
+    metric: str
+    runs: int
+    bins: int
+    counts: List[float]
+
+
+@dataclass
+class Finding:
+    """What a person should know of a job or a node, and no alarm; ``ended`` when it was over.
+
+    ``kind``: pressure (most hosts of a job are in danger: the application is at work) | alone (too few hosts to
+    compare) | silent (no samples) | lossy (samples get lost) | delayed (samples come late) | skewed (a clock is off).
+    """
+
+    kind: str
+    subject: str  # a job, a host or a guest
+    time: float
+    text: str
+    ended: Optional[float] = None
+
+
+@dataclass
+class NodeHealth:
+    """How a node's samples arrive. ``skew_s``: its clock less the monitor's, by the quickest of the last samples.
+
+    ``recent_loss`` is the share of its last one or two minutes' samples that never came, ``delay_s`` how much later the
+    last one came than the quickest.
+    """
+
+    node: str
+    kind: str  # host | guest
+    last: float  # arrival, the monitor's clock
+    received: int
+    lost: int
+    recent_loss: float
+    delay_s: float
+    skew_s: float
+    silent: bool
+
+
+@dataclass
+class Mark:
+    """What keeps a host from new work, and whose word that is: the program clears no mark but its own."""
+
+    kind: str  # of MARKS
+    who: str
+    by_program: bool  # not set by a person
+    time: float
+    reason: str
+
+
+@dataclass
 class Host:
-    """A physical node. ``numa`` maps a NUMA node's number to its cores."""
+    """A physical node. ``numa`` maps NUMA nodes' numbers to cores, ``domains`` kinds of failure domain to names.
+
+    ``pool`` and ``reason`` follow from the marks, the jobs and the leases: retired is defunct, a job makes it
+    allocated, another mark suspect. A reserved spare takes the guests of evacuations alone.
+    """
 
     name: str
     address: str
@@ -94,11 +228,18 @@ class Host:
     numa: Dict[str, List[int]] = field(default_factory=dict)
     reason: str = ""
     warnings: List[str] = field(default_factory=list)
+    marks: List[Mark] = field(default_factory=list)
+    hardware_class: str = ""  # guests move between hosts of one class
+    reserved_spare: bool = False
+    domains: Dict[str, str] = field(default_factory=dict)  # e.g. {"rack": "r1", "psu": "p3"}
 
 
 @dataclass
 class Guest:
-    """A job's virtual resource: one KVM guest, pinned to ``cores`` of one NUMA node."""
+    """A job's virtual resource: one KVM guest, pinned to ``cores`` of one NUMA node.
+
+    A warm guest has booted and waits for its job: it is ``user``'s, or anyone's if that is empty.
+    """
 
     name: str
     uuid: str
@@ -108,14 +249,19 @@ class Guest:
     cores: List[int]
     numa_node: int
     user: str
-    state: str = "booting"  # booting | ready | lost
+    state: str = "booting"  # booting | warm | assigned (is being told its user and job) | ready | lost
     job: Optional[str] = None
     image: str = ""  # digest of the system image it booted
+    hardware_class: str = ""  # of the host it booted on: where its CPU is known to work
+    idle_since: Optional[float] = None  # when its last job ended
 
 
 @dataclass
 class JobRequest:
-    """What a user asks for. Guests are placed ``guests_per_host`` to a host, a rank in each."""
+    """What a user asks for. Guests are placed ``guests_per_host`` to a host, a rank in each.
+
+    A job on ``hosts`` runs without guests: nothing of it can move, an alarm leads to a notice and a checkpoint.
+    """
 
     user: str
     uid: int
@@ -127,11 +273,16 @@ class JobRequest:
     policy: str = "migrate"
     every: int = 1  # ranks look for a notice at every n-th barrier
     name: str = "job"
+    guest_vcpus: int = 1
+    hardware_class: str = ""  # of its hosts; empty: any one
+    resource: str = ""  # of RESOURCES; empty: the site's choice, by the expected time
+    expected_s: Optional[float] = None  # how long the job will run
+    on_deadline: str = ""  # of ON_DEADLINE; empty: the site's
 
 
 @dataclass
 class Job:
-    """A job and the guests its ranks run on."""
+    """A job and the guests its ranks run on, or the ``hosts`` if its ``resource`` is these."""
 
     id: str
     request: JobRequest
@@ -144,7 +295,17 @@ class Job:
     exit_status: Optional[int] = None
     message: str = ""
     image: str = ""
-    known_hosts: str = ""  # host keys of the guests, in the form of ssh's known_hosts
+    known_hosts: str = ""  # host keys of what the ranks run on, in the form of ssh's known_hosts
+    resource: str = "guests"  # of RESOURCES
+    hosts: List[str] = field(default_factory=list)  # given without guests
+
+
+@dataclass
+class JobAlive:
+    """A job's client is there, and asks for the job once its state is not ``state``, or after ``timeout`` seconds."""
+
+    state: str = ""
+    timeout: float = 0.0
 
 
 @dataclass
@@ -163,6 +324,47 @@ class JobEnded:
 
 
 @dataclass
+class Assigned:
+    """A warm guest has its user, or ``error`` says why not."""
+
+    error: str = ""
+
+
+@dataclass
+class Reason:
+    """Why something is done, for the people who will ask."""
+
+    reason: str = ""
+
+
+@dataclass
+class Cause:
+    """Why a host is marked, and for which evacuation and job if it is for one."""
+
+    reason: str = ""
+    evacuation: str = ""
+    job: str = ""
+
+
+@dataclass
+class LeaseRequest:
+    """Asks for a host that an evacuation's guests can move to; asked again, the same lease is renewed.
+
+    A free host is given, never one of ``avoid_hosts`` or of a failure domain (``rack=r1``) of ``avoid_domains``. With
+    ``host`` that one alone will do. Where no free host is left, one that an evacuation of ``beside`` has leased may be
+    shared; with ``pack`` it is an allocated host of the guests' job that has room for them.
+    """
+
+    evacuation: str
+    guests: List[str] = field(default_factory=list)
+    avoid_hosts: List[str] = field(default_factory=list)
+    avoid_domains: List[str] = field(default_factory=list)
+    beside: List[str] = field(default_factory=list)
+    pack: bool = False
+    host: str = ""
+
+
+@dataclass
 class Lease:
     """A spare held for an evacuation until ``expires``."""
 
@@ -170,13 +372,6 @@ class Lease:
     host: str
     evacuation: str
     expires: float
-
-
-@dataclass
-class LeaseRequest:
-    """Asks for a spare for an evacuation; asked again, the same one."""
-
-    evacuation: str
 
 
 @dataclass
@@ -205,10 +400,13 @@ class Commit:
 
 
 @dataclass
-class Reason:
-    """Why something is done, for the people who will ask."""
+class Difference:
+    """What a host's libvirt says otherwise than the mapping does; ``guest`` may be a stranger's name."""
 
-    reason: str = ""
+    host: str
+    guest: str
+    words: str
+    since: float
 
 
 @dataclass
@@ -219,14 +417,37 @@ class Membership:
     hosts: List[Host]
     guests: List[Guest]
     jobs: List[Job]
+    differences: List[Difference] = field(default_factory=list)
+
+
+@dataclass
+class Assignment:
+    """What a warm guest is told when a job takes it: the part of an identity that was open."""
+
+    job: str
+    user: Dict[str, Any]  # name, uid, gid
+    authorized_keys: List[str]
+    hosts: Dict[str, str]  # name -> address of all the job's guests and the head
+
+
+@dataclass
+class Arrival:
+    """A guest that has moved, and the guest of its job that is to reach it at ``address``; ``peer`` may be empty."""
+
+    guest: str
+    address: str
+    peer: str
 
 
 @dataclass
 class Notice:
-    """What the ranks of a job are told through their guest's page.
+    """What the ranks of a job are told through their guest's page, and the agents of its guests.
 
     ``epoch`` numbers the job's notices from 1; ``affected`` are the guests that will
     move; ``done`` and ``cancelled`` are the last epochs that ended either way.
+    ``kind`` is that of the epoch: with ``checkpoint`` the application is to write a checkpoint, nothing moves, and the
+    affected guests are those that are in danger. ``arrivals`` are for the agents: what to check before ranks run on.
+    ``source`` and ``destination`` are the host that is left and the new one, for the line in the job's output.
     """
 
     job: str
@@ -235,16 +456,26 @@ class Notice:
     affected: List[str]
     done: int
     cancelled: int
+    kind: str = "move"  # of NOTICE_KINDS
+    arrivals: List[Arrival] = field(default_factory=list)
+    source: str = ""
+    destination: str = ""
 
 
 @dataclass
 class GuestReport:
-    """A guest's agent speaks for its ranks: how many live ones are registered and stopped."""
+    """A guest's agent speaks for its ranks (how many live ones are registered), and of guests that have moved.
+
+    ``ready``: all ranks have stopped at the barrier (of a notice of kind ``checkpoint``: each has written its
+    checkpoint). ``resumed``: all run again. ``root``: this guest has moved, and its root file system answers.
+    ``reached``: the guest ``about``, which has moved, can be reached from here.
+    """
 
     job: str
     epoch: int
-    state: str  # ready (all stopped at the barrier) | resumed (all run again)
+    state: str  # ready | resumed | root | reached
     ranks: int
+    about: str = ""
 
 
 @dataclass
@@ -265,6 +496,7 @@ class Migration:
     pin_verified: Optional[bool] = None
     error: str = ""
     address: str = ""  # the guest's: its tap on the destination may speak with it
+    attempt: int = 1  # of the evacuation; a guest that stayed moves in a later one
 
 
 @dataclass
@@ -278,8 +510,37 @@ class Step:
 
 
 @dataclass
+class GuestPlan:
+    """What is expected of one guest's move. ``devices`` are passed through to it and can't move."""
+
+    guest: str
+    memory_kb: int
+    seconds: float
+    dirty_bps: Optional[float] = None  # bytes it writes to its memory in a second
+    devices: List[str] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """What is best done for a job's guests on a host that is about to fail, estimated before anything is stopped."""
+
+    host: str
+    job: str
+    decision: str  # migrate | checkpoint | nothing helps | off
+    reasons: List[str]
+    needed_s: float  # for the whole evacuation once its ranks have stopped
+    lead_s: Optional[float] = None  # until the predicted failure
+    bandwidth_bps: float = 0.0  # bytes a second
+    guests: List[GuestPlan] = field(default_factory=list)
+
+
+@dataclass
 class Evacuation:
-    """All affected guests of a host leave it. States: ARCHITECTURE in docs."""
+    """All guests of a job leave a host. States: docs/evacuations.md.
+
+    ``attempt`` counts the spares that were tried; ``failed_spares`` are those that were given up, with the reason.
+    ``cancel`` is why it is to end before its guests move, from the moment on at which that was granted.
+    """
 
     id: str
     host: str
@@ -293,14 +554,61 @@ class Evacuation:
     steps: List[Step] = field(default_factory=list)
     migrations: List[Migration] = field(default_factory=list)
     error: str = ""
+    kind: str = "move"  # of NOTICE_KINDS
+    domain: str = ""  # the failure domain it was begun for, e.g. rack=r1
+    plan: Optional[Plan] = None
+    attempt: int = 1
+    failed_spares: Dict[str, str] = field(default_factory=dict)
+    cancel: str = ""
+    needs_confirmation: bool = False
+    confirmed_by: str = ""
 
 
 @dataclass
 class EvacuationRequest:
-    """An operator's order that guests leave a host."""
+    """An operator's order that guests leave a host, or all hosts of a failure domain (``rack=r1``)."""
 
     host: str
     reason: str = ""
+
+
+@dataclass
+class MoveProgress:
+    """How far a guest's move has come, in bytes, as its source's libvirt says."""
+
+    guest: str
+    processed: int
+    remaining: int
+
+
+@dataclass
+class ControllerStatus:
+    """What the controller may do: ``mode`` act, recommend or observe; ``stopped`` while new evacuations are stopped."""
+
+    mode: str
+    stopped: bool = False
+    stopped_by: str = ""
+    reason: str = ""
+    since: Optional[float] = None
+
+
+@dataclass
+class Event:
+    """Something that happened at a service, or was done through it: ``number`` gives the order in its audit log."""
+
+    number: int
+    time: float
+    who: str
+    what: str
+    detail: Dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Events:
+    """Events after a number, oldest first; ``last`` is the number to ask after next."""
+
+    events: List[Event]
+    last: int
 
 
 @dataclass

@@ -25,3 +25,11 @@ def check_name(kind: str, name: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidNameError(f"{kind} name {name!r} is not allowed: use 1 to 63 of the characters a-z, 0-9 and '-'")
     return name
+
+
+def check_domain(domain: str) -> str:
+    """Return ``domain`` if it is a valid failure domain, such as ``rack=r1``. Raises InvalidNameError otherwise."""
+    kind, _, name = domain.partition("=")
+    if not _NAME.fullmatch(kind) or not _NAME.fullmatch(name):
+        raise InvalidNameError(f"failure domain {domain!r} is not allowed: write it as KIND=NAME, such as rack=r1")
+    return domain

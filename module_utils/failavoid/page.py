@@ -3,8 +3,8 @@
 A folder in RAM for each job, made by the agent (root), without locks and without network
 code in the ranks::
 
-    /run/failavoid/jobs/JOB/page       agent -> ranks: the job's Notice, one 8-byte word a number
-    /run/failavoid/jobs/JOB/slots/PID  rank -> agent: one file a rank, made and owned by the rank
+    /run/failavoid/jobs/JOB/page           agent -> ranks: the job's Notice, one 8-byte word a number
+    /run/failavoid/jobs/JOB/slots/PID.HEX  rank -> agent: one file a rank, made and owned by the rank
 
 A rank maps the page and looks at the epoch with a single 8-byte load. What belongs together
 (an epoch and its affected guests) is read with a checksum, so that a page caught half-written
@@ -12,6 +12,8 @@ is read again, on any processor, and also if its writer died.
 
 A rank holds a lock on its slot for as long as it lives. The kernel drops it when the process
 ends, however it ends: a rank that crashed leaves nothing behind that counts.
+
+The layout is described in docs/barrier-protocol.md; failavoid/mpi/shim/page.c is the ranks' side in C.
 """
 
 # pathlib alone costs an agent on an emulated CPU as much as the rest of its start
@@ -25,6 +27,7 @@ import mmap
 import os
 import stat
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Sequence
@@ -33,12 +36,15 @@ from typing import NamedTuple
 RUN_DIR = "/run/failavoid"
 SIZE = 65536  # bytes of a page: the names of 1000 guests; RAM is taken only as far as it is written
 
-_MAGIC = int.from_bytes(b"favoid\0\1", "little")  # ends with the layout's version
-_SLOT_MAGIC = int.from_bytes(b"faslot\0\1", "little")
-_MAGIC_AT, _SERIAL, _EPOCH, _DONE, _CANCELLED, _LENGTH, _CHECKSUM = range(7)
-_TEXT = 64  # where the names of the affected guests begin
-_SLOT = struct.Struct("=QQQ")  # magic, pid, epoch at which the rank is stopped
-_STOPPED = 2
+KINDS = ("move", "checkpoint")  # of a notice; on the page they are numbered from 1
+
+_MAGIC = int.from_bytes(b"favoid\0\2", "little")  # ends with the layout's version
+_SLOT_MAGIC = int.from_bytes(b"faslot\0\2", "little")
+_MAGIC_AT, _SERIAL, _EPOCH, _KIND, _DONE, _CANCELLED, _LENGTH, _CHECKSUM = range(8)
+_HEAD = struct.Struct("=8Q")
+_TEXT = _HEAD.size  # where the lines begin: the host that is left, the new host, the affected guests
+_SLOT = struct.Struct("=4Q")  # magic, pid, epoch at which the rank is stopped, epoch of its last checkpoint
+_STOPPED, _CHECKPOINTED = 2, 3
 _TRIES = 50
 
 
@@ -47,13 +53,20 @@ class PageError(Exception):
 
 
 class Posted(NamedTuple):
-    """What a page holds: the last epoch, its affected guests, and the last epochs that ended either way."""
+    """What a page holds: the last epoch, its affected guests, and the last epochs that ended either way.
+
+    ``kind`` is that of the epoch: with ``checkpoint`` nothing moves. ``source`` and ``destination`` are
+    the host that is left and the new one, empty where they are not known.
+    """
 
     serial: int
     epoch: int
     affected: tuple[str, ...]
     done: int
     cancelled: int
+    kind: str = KINDS[0]
+    source: str = ""
+    destination: str = ""
 
     @property
     def open(self) -> bool:
@@ -102,29 +115,35 @@ class Page:
 class PageWriter:
     """The agent's side of a page, which is made if there is none.
 
-    An existing page is kept, with what it says: ranks have it mapped. Raises PageError.
+    An existing page is kept, with what it says: ranks have it mapped. With ``owner``, the user and the group
+    of the job, nobody else can look at the page or make slots. Raises PageError.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, owner: tuple[int, int] | None = None) -> None:
         self.folder = folder
         path = os.path.join(folder, "page")
         slots = os.path.join(folder, "slots")
         try:
             os.makedirs(slots, exist_ok=True)
-            _set_mode(folder, 0o755)
-            _set_mode(slots, 0o1777)  # as in /tmp: each rank makes and removes its own file
             try:
                 self._map = _map(path, writable=True)
             except PageError:
                 _make(path)
                 self._map = _map(path, writable=True)
+            if owner is None:
+                for name, mode in ((folder, 0o755), (path, 0o644), (slots, 0o1777)):  # slots as in /tmp
+                    _give(name, mode, 0, 0)
+            else:
+                _give(slots, 0o700, *owner)
+                _give(path, 0o640, 0, owner[1])
+                _give(folder, 0o750, 0, owner[1])
         except OSError as error:
             raise PageError(f"{path}: the page can't be made: {error.strerror}") from error
         self._words = memoryview(self._map).cast("Q")
         words = self._words
         self.posted = _read(self._map) or Posted(0, words[_EPOCH], (), words[_DONE], words[_CANCELLED])
 
-    def post(self, serial: int, epoch: int, affected: Sequence[str], done: int, cancelled: int) -> None:
+    def post(self, new: Posted) -> None:
         """Write what the controller says. Epochs never go back: ranks remember what they have handled.
 
         A controller that knows fewer epochs than the page has lost its state, and nobody
@@ -132,24 +151,24 @@ class PageWriter:
         of the affected guests are too long for a page.
         """
         before = self.posted
-        if epoch < before.epoch:
-            epoch, affected, cancelled = before.epoch, before.affected, before.epoch
-        text = "\n".join(affected).encode()
+        if new.epoch < before.epoch:
+            new = before._replace(serial=new.serial, done=new.done, cancelled=before.epoch)
+        new = new._replace(done=max(new.done, before.done), cancelled=max(new.cancelled, before.cancelled))
+        text = "".join(f"{line}\n" for line in (new.source, new.destination, *new.affected)).encode()
         if _TEXT + len(text) > SIZE:
             raise PageError(
-                f"{self.folder}: the names of {len(affected)} affected guests take {len(text)} bytes, "
+                f"{self.folder}: the names of {len(new.affected)} affected guests take {len(text)} bytes, "
                 f"{SIZE - _TEXT} fit: use shorter names or evacuate fewer guests at once"
             )
-        done, cancelled = max(done, before.done), max(cancelled, before.cancelled)
+        numbers = (new.serial, new.epoch, KINDS.index(new.kind) + 1, new.done, new.cancelled, len(text))
         words = self._words
         self._map[_TEXT : _TEXT + len(text)] = text
-        words[_LENGTH] = len(text)
-        words[_SERIAL] = serial
-        words[_DONE] = done
-        words[_CANCELLED] = cancelled
-        words[_CHECKSUM] = _checksum((serial, epoch, done, cancelled, len(text)), text)
-        words[_EPOCH] = epoch  # the last: it is what ranks look at
-        self.posted = Posted(serial, epoch, tuple(affected), done, cancelled)
+        for word, number in enumerate(numbers, _SERIAL):
+            if word != _EPOCH:
+                words[word] = number
+        words[_CHECKSUM] = _checksum(numbers, text)
+        words[_EPOCH] = new.epoch  # the last: it is what ranks look at
+        self.posted = new
 
 
 class Slot:
@@ -157,23 +176,35 @@ class Slot:
 
     def __init__(self, folder: str) -> None:
         self._pid = os.getpid()
-        self.path = os.path.join(folder, "slots", str(self._pid))
-        hidden = os.path.join(folder, "slots", f".{self._pid}")
+        # not the number alone: in containers ranks of one guest may have the same
+        name = f"{self._pid}.{os.urandom(4).hex()}"
+        self.path = os.path.join(folder, "slots", name)
+        hidden = os.path.join(folder, "slots", f".{name}")
         # Kept open: closing any descriptor of the file would drop the lock.
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._file = os.open(hidden, flags, 0o644)
-        os.write(self._file, _SLOT.pack(_SLOT_MAGIC, self._pid, 0))
+        self._file = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        os.write(self._file, _SLOT.pack(_SLOT_MAGIC, self._pid, 0, 0))
         fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._words = memoryview(mmap.mmap(self._file, _SLOT.size)).cast("Q")
         os.rename(hidden, self.path)  # visible only now that it is locked
+        self._stopping = threading.Lock()
+        self._stopped = 0
 
     def stop(self, epoch: int) -> None:
-        """Say that this rank is stopped at a barrier, outside MPI, for ``epoch``."""
-        self._words[_STOPPED] = epoch
+        """Say that a thread of this rank is stopped at a barrier, outside MPI, for ``epoch``."""
+        with self._stopping:
+            self._stopped += 1
+            self._words[_STOPPED] = epoch
 
     def resume(self) -> None:
-        """Say that this rank runs (again)."""
-        self._words[_STOPPED] = 0
+        """Say that the thread runs again; of several that were stopped, the last one counts."""
+        with self._stopping:
+            self._stopped -= 1
+            if not self._stopped:
+                self._words[_STOPPED] = 0
+
+    def checkpointed(self, epoch: int) -> None:
+        """Say that the checkpoint which was asked for in ``epoch`` is written."""
+        self._words[_CHECKPOINTED] = epoch
 
     def deregister(self) -> None:
         """Say that this rank no longer takes part. In a child of the rank's process: do nothing."""
@@ -183,10 +214,11 @@ class Slot:
 
 
 class SlotState(NamedTuple):
-    """A live rank as the agent sees it; ``stopped`` is the epoch at which it is stopped, or 0."""
+    """A live rank as the agent sees it: the epoch at which it is stopped, that of its last checkpoint, or 0."""
 
     pid: int
     stopped: int
+    checkpointed: int = 0
 
 
 def live_slots(folder: str) -> list[SlotState]:
@@ -201,8 +233,8 @@ def live_slots(folder: str) -> list[SlotState]:
         return []
     found = []
     for name in names:
-        if not name.isdigit():
-            continue
+        if name.startswith("."):
+            continue  # it is being made
         state = _look(os.path.join(slots, name))
         if state is not None:
             found.append(state)
@@ -232,15 +264,15 @@ def _look(path: str) -> SlotState | None:
         os.close(descriptor)
     if len(data) != _SLOT.size:
         return None
-    magic, pid, stopped = _SLOT.unpack(data)
-    return SlotState(pid, stopped) if magic == _SLOT_MAGIC else None
+    magic, pid, stopped, checkpointed = _SLOT.unpack(data)
+    return SlotState(pid, stopped, checkpointed) if magic == _SLOT_MAGIC else None
 
 
 def _make(path: str) -> None:
     new = f"{path}.new"
+    numbers = (0, 0, 1, 0, 0, 0)
     with open(new, "wb") as file:
-        os.fchmod(file.fileno(), 0o644)
-        file.write(struct.pack("=7Q", _MAGIC, 0, 0, 0, 0, 0, _checksum((0, 0, 0, 0, 0), b"")))
+        file.write(_HEAD.pack(_MAGIC, *numbers, _checksum(numbers, b"")))
         file.truncate(SIZE)
     os.rename(new, path)
 
@@ -261,19 +293,24 @@ def _map(path: str, writable: bool) -> mmap.mmap:
 
 
 def _read(page: mmap.mmap) -> Posted | None:
-    _, serial, epoch, done, cancelled, length, checksum = struct.unpack_from("=7Q", page)
-    if _TEXT + length > SIZE:
+    _, *numbers, checksum = _HEAD.unpack_from(page)
+    serial, epoch, kind, done, cancelled, length = numbers
+    if _TEXT + length > SIZE or not 1 <= kind <= len(KINDS):
         return None
     text = page[_TEXT : _TEXT + length]
-    if _checksum((serial, epoch, done, cancelled, length), text) != checksum:
+    if _checksum(numbers, text) != checksum:
         return None
-    return Posted(serial, epoch, tuple(text.decode().split("\n")) if text else (), done, cancelled)
+    source, destination, *affected = text.decode().split("\n")[:-1] or ("", "")
+    return Posted(serial, epoch, tuple(affected), done, cancelled, KINDS[kind - 1], source, destination)
 
 
-def _checksum(numbers: tuple[int, ...], text: bytes) -> int:
+def _checksum(numbers: Sequence[int], text: bytes) -> int:
     return zlib.crc32(text, zlib.crc32(struct.pack(f"={len(numbers)}Q", *numbers)))
 
 
-def _set_mode(path: str, mode: int) -> None:
-    if stat.S_IMODE(os.stat(path).st_mode) != mode:
+def _give(path: str, mode: int, user: int, group: int) -> None:
+    found = os.stat(path)
+    if os.geteuid() == 0 and (found.st_uid, found.st_gid) != (user, group):
+        os.chown(path, user, group)
+    if stat.S_IMODE(found.st_mode) != mode:
         os.chmod(path, mode)

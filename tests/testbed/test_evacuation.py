@@ -43,7 +43,7 @@ def host_of(services: Services, job: str) -> str:
 def order(services: Services, host: str) -> str:
     answer = services.controller.post("/evacuations", json={"host": host, "reason": "a test"})
     answer.raise_for_status()
-    return str(answer.json()["id"])
+    return str(answer.json()[0]["id"])
 
 
 def evacuation(services: Services, name: str) -> Evacuation:
@@ -105,6 +105,41 @@ def answers(client: httpx.Client) -> bool:
         return client.get("/evacuations").status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def test_a_controller_that_is_killed_while_ranks_gather_or_guests_move_goes_on(site, services, job):
+    ident = running_job(services)
+    source = host_of(services, ident)
+    guest = next(g for g in services.membership().guests if g.job == ident and g.host == source)
+    pause(site, source, guest.name, "suspend")
+    try:
+        name = order(services, source)
+        assert wait_until(lambda: evacuation(services, name).state == "NOTICED", 60, interval=0.1)
+        kill_controller(site, services)
+        assert evacuation(services, name).state == "NOTICED"
+    finally:
+        pause(site, source, guest.name, "resume")
+    assert wait_until(lambda: evacuation(services, name).state == "MIGRATING", MOVE_S, interval=0.05)
+    kill_controller(site, services)
+    told = ended(services, name)
+    assert (told.state, told.error, told.attempt) == ("RETIRED", "", 1)
+    assert job.wait(MOVE_S) == 0
+    assert job.said("RESULT correct")
+
+
+def kill_controller(site: Site, services: Services) -> None:
+    site.run(site.head, "systemctl", "kill", "--signal=KILL", "failavoid-controller")
+    assert wait_until(lambda: answers(services.controller), 30)
+
+
+def test_a_plan_is_made_without_acting(services, job):
+    source = host_of(services, running_job(services))
+    before = len(services.controller.get("/evacuations").json())
+    (plan,) = services.controller.get(f"/plan?host={source}").json()
+    assert plan["decision"] == "migrate"
+    assert all(guest["devices"] == [] for guest in plan["guests"])
+    assert "does not answer" not in " ".join(plan["reasons"])
+    assert len(services.controller.get("/evacuations").json()) == before
 
 
 def test_an_evacuation_that_is_cancelled_leaves_everything_as_it_was(site, services, job):

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import httpx
 
+from failavoid.controller.clock import Clock
 from failavoid.controller.controller import Controller
-from failavoid.controller.evacuation import Limits, Surroundings
 from failavoid.controller.journal import Journal
 from failavoid.controller.libvirt_view import OTHER, RUNNING
+from failavoid.controller.limits import Limits, Policy
 from failavoid.controller.manager import Cluster, ResourceManager
 from failavoid.controller.notices import NoticeBoard
+from failavoid.controller.planning import Planner
+from failavoid.controller.surroundings import Surroundings
 from failavoid.controller.verification import Verifier
 from failavoid.playbook_runner import PlaybookResult
 from failavoid.services import Changes
@@ -25,8 +28,10 @@ from failavoid.shared.messages import (
     Job,
     JobRequest,
     Lease,
+    LeaseRequest,
     Membership,
     Placement,
+    from_dict,
     to_dict,
 )
 
@@ -57,9 +62,10 @@ class FakeManager:
         job = Job("job-1", JobRequest("u", 1000, 1000, "ssh-ed25519 A", 3, 2), "running", [g.name for g in guests])
         self.membership = Membership(1, hosts, guests, [job])
         self.lock = threading.RLock()
-        self.leases, self.commits, self.retired, self.given_back = {}, [], {}, []
+        self.leases, self.commits, self.retired, self.given_back, self.suspected = {}, [], {}, [], set()
         self.lose_answer, self.given_out, self.renewals, self.lease_s = False, 0, 0, 300.0
         self.down, self.refuse, self.spares = False, set(), ["host4", "host5"]
+        self.requests, self.room = [], []  # what was asked for; hosts of the job that take more guests
 
     @property
     def job(self):
@@ -83,27 +89,20 @@ class FakeManager:
         if path == "/membership":
             return httpx.Response(200, json=to_dict(self.membership))
         if path == "/leases":
-            held = self.leases.get(body["evacuation"])
-            if held is None:
-                if not self.spares:
-                    return httpx.Response(409, json={"detail": "all hosts are in use"})
-                self.given_out += 1
-                held = Lease(f"lease-{self.given_out}", self.spares.pop(0), body["evacuation"], 0.0)
-                self.leases[body["evacuation"]] = held
-            held.expires = time.time() + self.lease_s
-            self.renewals += 1
-            return httpx.Response(200, json=to_dict(held))
+            return self.lease(from_dict(LeaseRequest, body))
         if path == "/placements":
             return httpx.Response(
                 200, json=[to_dict(Placement(g, body["host"], [i], 0)) for i, g in enumerate(body["guests"])]
             )
+        if path.endswith("/suspect"):
+            (self.suspected.discard if method == "DELETE" else self.suspected.add)(path.split("/")[2])
+            return httpx.Response(200, json={})
         if method == "DELETE":
             return self.give_back(path.split("/")[-1])
         if path.endswith("/commit"):
-            held = next((one for one in self.leases.values() if one.id == path.split("/")[2]), None)
+            held = self.leases.pop(path.split("/")[2], None)
             if held is None:
                 return httpx.Response(404, json={"detail": "no such lease"})
-            del self.leases[held.evacuation]
             self.commits.append((held.id, body["placements"]))
             for placement in body["placements"]:
                 next(g for g in self.membership.guests if g.name == placement["guest"]).host = placement["host"]
@@ -118,28 +117,56 @@ class FakeManager:
             self.change()
         return httpx.Response(200, json={})
 
+    def lease(self, request):
+        self.requests.append(request)
+        mine = [one for one in self.leases.values() if one.evacuation == request.evacuation]
+        held = next((one for one in mine if one.host not in request.avoid_hosts), None)
+        if held is None or (request.host and held.host != request.host):
+            avoided = {
+                host.name
+                for host in self.membership.hosts
+                if {f"{kind}={name}" for kind, name in host.domains.items()} & set(request.avoid_domains)
+            }
+            fit = [name for name in self.spares if name not in avoided.union(request.avoid_hosts)]
+            host = next((name for name in fit if request.host in ("", name)), None)
+            if host is None and request.beside:
+                host = next((one.host for one in self.leases.values() if one.evacuation in request.beside), None)
+            if host is None and request.pack:
+                host = next((name for name in self.room if name not in request.avoid_hosts), None)
+            if host is None:
+                return httpx.Response(409, json={"detail": "all hosts are in use"})
+            if host in self.spares:
+                self.spares.remove(host)
+            self.given_out += 1
+            held = Lease(f"lease-{self.given_out}", host, request.evacuation, 0.0)
+            self.leases[held.id] = held
+        held.expires = time.time() + self.lease_s
+        self.renewals += 1
+        return httpx.Response(200, json=to_dict(held))
+
     def give_back(self, lease_id):
-        for evacuation, lease in list(self.leases.items()):
-            if lease.id == lease_id:
-                del self.leases[evacuation]
-                self.spares.insert(0, lease.host)
-                self.given_back.append(lease_id)
-                return httpx.Response(200, json={})
-        return httpx.Response(404, json={"detail": "no such lease"})
+        lease = self.leases.pop(lease_id, None)
+        if lease is None:
+            return httpx.Response(404, json={"detail": "no such lease"})
+        if next(host for host in self.membership.hosts if host.name == lease.host).pool == "free":
+            self.spares.append(lease.host)
+            self.spares.sort()
+        self.given_back.append(lease_id)
+        return httpx.Response(200, json={})
 
 
 class World:
     """The controller in its surroundings; `restart` gives it a new life with the same journal."""
 
-    def __init__(self, folder: Path, **limits):
-        self.folder = folder
+    def __init__(self, folder: Path, mode="act", policy=None, **limits):
+        self.folder, self.mode, self.policy = folder, mode, policy or Policy()
         self.limits = Limits(
             **{
                 "gather_timeout_s": PATIENCE_S,
                 "gather_minimum_s": 0.05,
                 "resume_timeout_s": PATIENCE_S,
                 "settle_timeout_s": 0.3,
-                "reach_timeout_s": 0.3,
+                "reach_timeout_s": 1.5,
                 "retry_s": 0.02,
                 **limits,
             }
@@ -150,6 +177,7 @@ class World:
         self.lingers, self.last_words = False, []
         self.fail, self.preparation_fails, self.stuck = {}, "", False
         self.playbook_runs, self.says_nothing, self.unpinned = 0, set(), set()
+        self.facts, self.aborted, self.silent_agents = {}, [], set()
         self.alive = threading.Event()
         self.begin()
 
@@ -157,16 +185,29 @@ class World:
         self.alive = threading.Event()
         self.alive.set()
         changed, news = threading.Condition(), Changes()
+        clock = Clock(changed)
         journal = Journal(self.folder / "journal.sqlite")
         manager = ResourceManager("http://manager", "token", httpx.MockTransport(self.manager))
         cluster = Cluster(manager, changed, news)
-        verifier = Verifier(
-            cluster, self.look, self.answers, changed, self.limits.settle_timeout_s, self.limits.reach_timeout_s
+        board = NoticeBoard(journal, changed, news, clock)
+        self.around = Surroundings(
+            journal=journal,
+            board=board,
+            manager=manager,
+            cluster=cluster,
+            migrate=self.migrate,
+            abort=self.abort,
+            verifier=Verifier(cluster, board, self.look, self.answers, changed, clock, self.limits),
+            planner=Planner(lambda _address: self.facts, self.policy),
+            limits=self.limits,
+            policy=self.policy,
+            changed=changed,
+            news=news,
+            clock=clock,
+            give_up=self.die,
         )
-        board = NoticeBoard(journal, changed, news)
-        around = Surroundings(journal, board, manager, cluster, self.migrate, verifier, self.limits, changed, news)
-        self.controller = Controller(around)
-        self.around = around
+        self.controller = Controller(self.around, self.mode)
+        threading.Thread(target=self._agents_look, args=(self.alive,), daemon=True).start()
 
     def crash(self):
         """End the controller as a crash would: whoever wants to write to its journal is no more."""
@@ -194,35 +235,39 @@ class World:
     def answers(self, address):
         return f"guest{address.split('.')[-1]}" not in self.silent_guests
 
-    def migrate(self, evacuation, hosts, hear, cancelled):
+    def migrate(self, order, hear, cancelled):
         """Play migrate.yml: prepare, wait at the gate, move each guest, look at it."""
         self.playbook_runs += 1
         alive, times = self.alive, {"_began": time.time(), "_ended": time.time()}
         destination = {"Prepare the destination": {"guests": [], **times}}
-        result = PlaybookResult(0, "successful", Path(), {evacuation.spare: destination})
+        result = PlaybookResult(0, "successful", Path(), {"destination": destination})
         if self.preparation_fails:
             return PlaybookResult(2, "failed", Path(), {}, [self.preparation_fails])
-        run = self.controller.run(evacuation.id)
-        while not run.gate_open and not run.gate_closed and alive.is_set():
+        run = self.controller.run(order.evacuation)
+        while not (gate := run.gate(order.attempt)).open and not gate.cancelled and alive.is_set():
             time.sleep(0.005)
-        if not run.gate_open:
+        if not gate.open:
             return PlaybookResult(2, "failed", Path(), {}, ["the gate was cancelled"])
-        while self.stuck and not cancelled():
+        while self.stuck and not cancelled() and order.name not in self.aborted:
             time.sleep(0.005)
+        if order.name in self.aborted:
+            return PlaybookResult(2, "failed", Path(), {}, ["the moves were given up"])
         moved, verified = [], []
-        for migration in evacuation.migrations:
+        source = order.migrations[0].source
+        for migration in order.migrations:
             guest, ends = migration.guest, {migration.destination: RUNNING}
             said = {"guest": guest, "state": "moved", "elapsed_s": 1.5, "downtime_ms": 20, "error": ""}
             if guest in self.fail:
                 said, ends = self.fail[guest](migration)
-                result.rc = 2
-                result.failures.append(f"{evacuation.host}: Move {guest}: {said.get('error')}")
+                if said["state"] != "moved":
+                    result.rc = 2
+                    result.failures.append(f"{source}: Move {guest}: {said.get('error')}")
             self.where[guest] = ends
             if guest not in self.says_nothing:
                 moved.append(said)
                 if said["state"] == "moved":
                     verified.append({"guest": guest, "state": "moved", "pin_verified": guest not in self.unpinned})
-        result.host_results[evacuation.host] = {"Wait at the gate and migrate": {"migrations": moved, **times}}
+        result.host_results[source] = {"Wait at the gate and migrate": {"migrations": moved, **times}}
         destination["Verify what has arrived"] = {"migrations": verified, **times}
         for host, tasks in result.host_results.items():
             for task, said in tasks.items():
@@ -231,6 +276,11 @@ class World:
             time.sleep(0.005)
         result.failures += self.last_words
         return result
+
+    def abort(self, order):
+        """Play abort.yml: nothing moves any more."""
+        self.aborted.append(order.name)
+        return PlaybookResult(0, "successful", Path())
 
     # what happens
 
@@ -257,6 +307,17 @@ class World:
                 if said.get(guest) != (notice.epoch, state):
                     said[guest] = (notice.epoch, state)
                     self.say(state, guest)
+            time.sleep(0.005)
+
+    def _agents_look(self, alive):
+        """Let the guests' agents tell of moved guests' root file systems, and reach them, whatever ranks do."""
+        while alive.is_set():
+            notice = self.around.board.notice("job-1")
+            for arrival in notice.arrivals:
+                for guest, state in ((arrival.guest, "root"), (arrival.peer, "reached")):
+                    if guest and guest not in self.silent_agents:
+                        report = GuestReport("job-1", notice.epoch, state, 1, arrival.guest)
+                        self.around.board.report(guest, report)
             time.sleep(0.005)
 
     def until(self, what):

@@ -6,7 +6,7 @@ import threading
 
 import libvirt
 
-XML = """<domain type='qemu'><name>{name}</name><memory unit='KiB'>262144</memory><vcpu>2</vcpu>
+XML = """<domain type='{kind}'><name>{name}</name><memory unit='KiB'>262144</memory><vcpu>2</vcpu>
 <cputune><vcpupin vcpu='0' cpuset='0'/></cputune><numatune><memory mode='strict' nodeset='0'/></numatune>
 <os><type>hvm</type><kernel>/boot/vmlinuz</kernel><initrd>/boot/initrd.img</initrd></os></domain>"""
 
@@ -25,6 +25,7 @@ class World:
     def __init__(self, *guests: str) -> None:
         self.hosts: dict[str, dict[str, int]] = {"host01": dict.fromkeys(guests, RUNNING), "10.77.1.5": {}}
         self.silent: set[str] = set()
+        self.domain_type = "kvm"
         self.pinned: list[tuple] = []
         self.aborts = 0
         self.given: list[dict] = []
@@ -63,7 +64,7 @@ class Domain:
         return [self.world.hosts[self.host][self._name], 0]
 
     def XMLDesc(self, _flags=0):
-        return XML.format(name=self._name)
+        return XML.format(kind=self.world.domain_type, name=self._name)
 
     def maxMemory(self):
         return 262144

@@ -3,16 +3,14 @@
 import json
 import threading
 import time
-from pathlib import Path
 
 from fastapi.testclient import TestClient
 
 from failavoid.playbook_runner import PlaybookResult
-from failavoid.resource_manager import launch, service
-from failavoid.resource_manager.launch import Launcher
+from failavoid.resource_manager import guests
+from failavoid.resource_manager.api import make_api
+from failavoid.resource_manager.manager import make_manager
 from failavoid.resource_manager.settings import HostSettings, Settings
-from failavoid.resource_manager.store import Store
-from failavoid.resource_manager.watch import Watch
 from failavoid.services import Tls
 from failavoid.shared.messages import Job, Membership, from_dict
 from failavoid.shared.tokens import mint
@@ -32,7 +30,7 @@ SERVICE, OPERATOR, USER = bearer("service", "controller"), bearer("operator", "r
 class Site:
     """The service and its surroundings: ``running`` are each host's guests by UUID, ``calls`` the playbooks run."""
 
-    def __init__(self, folder, monkeypatch, hosts=4):
+    def __init__(self, folder, monkeypatch, hosts=4, **settings):
         image = folder / "sysimage" / "current"
         image.mkdir(parents=True, exist_ok=True)
         (folder / "authority.pem").write_text("the site's authority\n")
@@ -46,24 +44,27 @@ class Site:
             tls=Tls(authority=str(folder / "authority.pem")),
             state=str(folder / "state"),
             sysimage=str(folder / "sysimage"),
+            **{"share_cores": True, **settings},
         )
         self.running = {f"10.0.0.{n}": {} for n in range(1, hosts + 1)}
-        self.silent, self.calls, self.fail = set(), [], {}
+        self.silent, self.calls, self.fail, self.unheard = set(), [], {}, {}
         self.hold = threading.Event()
         self.hold.set()
-        monkeypatch.setattr(launch, "run_playbook", self.play)
+        monkeypatch.setattr(guests, "run_playbook", self.play)
         self.start()
 
     def start(self):
         """Begin a life of the service; one before is forgotten as kill -9 would."""
-        self.store = Store(Path(self.settings.state))
-        service.take_hosts(self.store, self.settings)
-        self.launcher = Launcher(self.settings, self.store, SECRET)
-        self.watch = Watch(self.settings, self.store, self.launcher, self.look)
-        self.api = TestClient(service.make_api(self.settings, self.store, self.launcher, self.watch, SECRET))
+        if hasattr(self, "watch"):
+            self.watch._pool.shutdown(wait=False)
+        self.manager = make_manager(self.settings, SECRET, self.look, lambda host: self.unheard.get(host, ""))
+        self.store, self.watch = self.manager.store, self.manager.watch
+        self.api = TestClient(make_api(self.manager))
 
     def look(self, address):
-        return None if address in self.silent else set(self.running[address])
+        if address in self.silent:
+            return None
+        return {uuid: guest["name"] for uuid, guest in self.running[address].items()}
 
     def address(self, host):
         return f"10.0.0.{host[4:]}"

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from failavoid.agent.ipmi import parse
 from failavoid.agent.sampler import PAGE_KB, Sampler
+from failavoid.agent.sensors import Sensors
 from failavoid.agent.settings import SettingsError, load
 from failavoid.shared.messages import METRICS
 from failavoid.shared.samples import Decoder
@@ -39,7 +41,8 @@ def write(tmp_path, **changes):
 
 
 def test_settings_are_read(tmp_path):
-    settings = load(write(tmp_path, metrics=["cpu"]))
+    settings = load(write(tmp_path, metrics=["cpu"], job_user=[1000, 100]))
+    assert settings.job_user == (1000, 100)
     assert settings.node == "host01"
     assert settings.monitor == ("127.0.0.1", 7411)
     assert settings.interval_s == 1.0
@@ -64,6 +67,8 @@ def test_guests_sample_less_often_by_default(tmp_path):
         ({"token": ""}, "'token' is missing"),
         ({"token": mint(SECRET, "host", "host02")}, "'token' is not one of host host01"),
         ({"metrics": "cpu"}, "'metrics'"),
+        ({"job_user": 1000}, "'job_user'"),
+        ({"job_user": [0, 1000]}, "'job_user'"),
         ({"intervall": 1}, "unknown setting 'intervall'"),
     ],
 )
@@ -107,7 +112,7 @@ def tick(proc, *cores):
 
 
 def test_memory_and_load_are_read_as_the_kernel_says_them(fake_proc, tmp_path):
-    metrics, _ = Sampler("guest", proc=str(fake_proc)).collect()
+    metrics, _ = Sampler("guest", proc=str(fake_proc), sys="/none").collect()
     assert metrics == {
         "mem_total_kb": 2097152,
         "mem_available_kb": 524288,
@@ -126,12 +131,84 @@ def test_cpu_use_is_that_between_two_samples(fake_proc, tmp_path):
     assert cores == [1.0, 0.0]
 
 
-def test_a_hosts_sample_has_all_metrics_and_a_guests_all_but_the_guests(tmp_path):
+def test_a_hosts_sample_has_what_the_machine_offers_and_a_guests_all_but_the_guests(tmp_path):
     host, cores = Sampler("host", pids=str(tmp_path)).collect()
     guest, _ = Sampler("guest").collect()
-    assert set(host) == set(METRICS)
-    assert set(guest) == set(METRICS) - {"guests_rss_kb"}
+    assert set(host) <= set(METRICS)
+    assert {"mem_total_kb", "mem_available_kb", "swap_used_kb", "cpu", "load1", "guests_rss_kb"} <= set(host)
+    assert set(guest) == set(host) - {"guests_rss_kb"}
     assert len(cores) == os.cpu_count()
+
+
+def put(folder, **files):
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(f"{text}\n")
+
+
+def test_stalls_are_read_as_shares_of_the_last_ten_seconds(fake_proc):
+    some = "some avg10=12.50 avg60=1.00 avg300=0.10 total=1234"
+    put(fake_proc / "pressure", cpu=some, io=some, memory=f"{some}\nfull avg10=3.00 avg60=0.00 avg300=0.00 total=5")
+    metrics, _ = Sampler("guest", proc=str(fake_proc)).collect()
+    stalls = {name: value for name, value in metrics.items() if name.startswith("psi")}
+    assert stalls == {"psi_cpu": 0.125, "psi_io": 0.125, "psi_memory": 0.125, "psi_memory_full": 0.03}
+
+
+def test_sensors_and_memory_errors_are_read_from_the_kernel(tmp_path):
+    put(tmp_path / "devices/system/edac/mc/mc0", ce_count=3, ue_count=0)
+    put(tmp_path / "devices/system/edac/mc/mc1", ce_count=2, ue_count=1)
+    put(
+        tmp_path / "class/hwmon/hwmon0",
+        temp1_input=45000,
+        temp1_crit=95000,
+        temp2_input=60000,
+        temp2_crit=70000,
+        fan1_input=4000,
+        fan2_input=1500,
+        in0_input=1150,
+        in0_min=1000,
+        in0_max=1200,
+        in1_input=5000,
+    )
+    assert Sensors(str(tmp_path)).read() == {
+        "ecc_corrected": 5.0,
+        "ecc_corrected_per_h": 0.0,
+        "ecc_uncorrected": 1.0,
+        "temperature_c": 60.0,
+        "temperature_margin_c": 10.0,
+        "fan_rpm": 1500.0,
+        "voltage_deviation": 0.5,
+    }
+
+
+def test_a_machine_without_sensors_sends_none_and_one_that_loses_one_the_others(tmp_path):
+    assert Sensors(str(tmp_path)).read() == {}
+    put(tmp_path / "class/hwmon/hwmon0", temp1_input=45000, fan1_input=900)
+    sensors = Sensors(str(tmp_path))
+    (tmp_path / "class/hwmon/hwmon0/fan1_input").unlink()
+    assert sensors.read() == {"temperature_c": 45.0}
+
+
+def test_what_ipmitool_prints_is_understood():
+    text = "CPU1 Temp,52,degrees C,ok\nInlet,23,degrees C,ok\nFAN1,5600,RPM,ok\nFAN2,,RPM,ns\nVcore,1.2,Volts,ok\n"
+    assert parse(text) == {"temperature_c": 52.0, "fan_rpm": 5600.0}
+
+
+def test_a_plugin_offers_more_metrics(fake_proc):
+    class Plugin:
+        def read(self):
+            return {"temperature_c": 33.0}
+
+    metrics, _ = Sampler("guest", proc=str(fake_proc), sys="/none", plugins=[Plugin()]).collect()
+    assert metrics["temperature_c"] == 33.0
+
+
+def test_a_plugin_that_is_not_there_ends_the_agent_with_one_sentence(tmp_path):
+    process = start(write(tmp_path, plugins=["no.such.module"]))
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert errors.count("\n") == 1
+    assert "'plugins': 'no.such.module' is no plug-in" in errors
 
 
 def test_only_the_metrics_asked_for_are_sent(fake_proc):

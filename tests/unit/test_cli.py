@@ -1,5 +1,6 @@
 """The command line, as a program: real processes that talk HTTP to a resource manager; mpirun is played by a script."""
 
+import dataclasses
 import json
 import os
 import pwd
@@ -13,12 +14,14 @@ import time
 
 import pytest
 import uvicorn
+from evacuation_world import World
 from resource_manager_site import PATIENCE_S, SECRET, SERVICE, Site
 
-from failavoid.cli import mpi, tables
-from failavoid.cli.run import kilobytes, user_key
+from failavoid.cli import completion, evacuations, mpi, tables
+from failavoid.cli.run import RunRequest, hosts_for, kilobytes, seconds, user_key
 from failavoid.cli.settings import CliError, CliSettings, load
-from failavoid.shared.messages import Alarm, Evacuation, Evidence, Job, JobRequest, Migration, Step, to_dict
+from failavoid.controller.api import build_app
+from failavoid.shared.messages import Alarm, Evacuation, Event, Evidence, Job, JobRequest, Migration, Step, to_dict
 from failavoid.shared.tokens import mint, verify
 
 NOBODY = pwd.getpwnam("nobody")
@@ -41,7 +44,7 @@ class ServedSite(Site):
     def serve(self):
         listening = socket.create_server(("127.0.0.1", getattr(self, "port", 0)))
         self.port = listening.getsockname()[1]
-        self.server = uvicorn.Server(uvicorn.Config(self.api.app, log_level="warning"))
+        self.server = uvicorn.Server(uvicorn.Config(self.api.app, log_level="warning", timeout_graceful_shutdown=1))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]})
         self.thread.start()
 
@@ -131,6 +134,40 @@ def test_an_operator_retires_and_restores_a_host(site, environment):
     assert site.host("host4").pool == "free"
 
 
+def test_a_drained_host_is_shown_with_whose_word_it_is(site, environment):
+    job = site.ready(hosts=1)
+    assert failavoid(environment, "drain", "host1", "--reason", "new fan")[0] == 0
+    assert site.job(job.id).state == "ready"
+    (line,) = (line for line in failavoid(environment, "hosts")[1].splitlines() if line.startswith("host1"))
+    assert line.split()[1] == "allocated"
+    assert "drained by operator root" in line
+    site.end(job.id)
+    assert (site.host("host1").pool, site.host("host1").reason) == ("suspect", "new fan")
+
+
+def test_differences_with_libvirt_are_told(site, capsys):
+    site.running["10.0.0.2"]["u-1"] = {"name": "win95"}
+    for _ in range(3):
+        site.watch.once()
+    tables.differences(to_dict(site.picture())["differences"])
+    assert "host2 runs win95, which the resource manager does not know" in capsys.readouterr().out
+    tables.differences([])
+    assert capsys.readouterr().out == ""
+
+
+def test_names_are_completed(site, environment, monkeypatch):
+    job = site.ready()
+    for name in ("FAILAVOID_RESOURCE_MANAGER_URL", "FAILAVOID_CONTROLLER_URL", "FAILAVOID_TOKEN"):
+        monkeypatch.setenv(name, environment[name])
+    assert completion.hosts("host") == ["host1", "host2", "host3", "host4"]
+    assert completion.hosts("host3") == ["host3"]
+    assert completion.guests("g000") == job.guests
+    assert completion.jobs("") == [job.id]
+    site.end(job.id)
+    assert completion.jobs("") == []
+    assert completion.evacuations("") == []  # the controller does not answer
+
+
 def test_an_operator_ends_a_job_and_removes_its_guests(site, environment):
     job = site.ready()
     assert failavoid(environment, "end", job.id)[:2] == (0, "failed\n")
@@ -172,7 +209,7 @@ def test_a_service_that_does_not_answer_is_named_and_the_status_is_5(environment
 
 def test_wrong_words_are_status_2(environment):
     assert failavoid(environment, "frobnicate")[0] == 2
-    assert failavoid(environment, "run", "--hosts", "0", "program")[0] == 2
+    assert failavoid(environment, "run", "--guests-per-host", "0", "program")[0] == 2
 
 
 def test_who_may_read_the_secret_can_make_tokens(environment, tmp_path):
@@ -409,6 +446,42 @@ def test_a_resource_manager_that_is_restarted_meanwhile_is_waited_for(site, job_
     assert site.job("job-1").message == "ended by its user"
 
 
+def test_a_client_that_is_killed_takes_its_program_along_and_its_job_is_ended(site, job_environment):
+    process = start_run(job_environment, "program", "hang")
+    until_it_hangs(process)
+    process.kill()
+    assert process.stdout.readline() == "ended\n"  # mpirun was told to end
+    process.communicate(timeout=60)
+    site.settings.silence_s = 0.0
+    site.until(lambda: site.manager.end_silent_jobs() or site.job("job-1").ended, "the job was not ended")
+    assert "its 'failavoid run' was not heard for" in site.job("job-1").message
+    site.until(lambda: not site.guests() and not site.running["10.0.0.1"], "where its ranks ran others may run")
+    assert set(site.pools().values()) == {"free"}
+
+
+def test_a_client_can_not_be_stopped_without_being_ended(site, job_environment):
+    process = start_run(job_environment, "program", "hang")
+    until_it_hangs(process)
+    process.send_signal(signal.SIGTSTP)
+    process.send_signal(signal.SIGINT)  # a stopped program would not hear it
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+
+
+def test_a_program_on_hosts_without_guests_uses_the_hosts_own_keys(site, job_environment, tmp_path):
+    keys = tmp_path / "host_keys"
+    keys.write_text("10.0.0.1 ssh-ed25519 AAA1\n10.0.0.2 ssh-ed25519 AAA2\n10.0.0.9 ssh-ed25519 AAA9\n")
+    site.settings.host_keys = str(keys)
+    status, _, err = run(job_environment, "--hosts", "2", "--on-hosts", "program")
+    assert status == 0, err
+    assert "it runs without guests: an alarm leads to a notice and a checkpoint, never to a move" in err
+    folder = tmp_path / "home/.failavoid/jobs/job-1"
+    assert (folder / "hosts").read_text() == "10.0.0.1 slots=1\n10.0.0.2 slots=1\n"
+    assert "IdentityFile" not in (folder / "ssh_config").read_text()
+    assert (folder / "known_hosts").read_text() == "10.0.0.1,host1 ssh-ed25519 AAA1\n10.0.0.2,host2 ssh-ed25519 AAA2\n"
+    assert site.guests() == {}
+
+
 def test_root_runs_no_jobs(environment):
     status, _, err = failavoid(environment, "run", "program")
     assert status == 3
@@ -435,6 +508,19 @@ def test_what_is_no_size_is_refused(text):
         kilobytes(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "time_s"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1d", 86400), ("1:30:05", 5405)]
+)
+def test_durations_are_read_as_people_write_them(text, time_s):
+    assert seconds(text) == time_s
+
+
+@pytest.mark.parametrize("text", ["", "90", "1.5h", "1:75:00", "-1m"])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(CliError, match="write it as 90s"):
+        seconds(text)
+
+
 # -- MPI's command line ------------------------------------------------------------------------------------------
 
 KNOWN = "10.0.2.1,g0001 ssh-ed25519 AAA1\n10.0.2.2,g0002 ssh-ed25519 AAA2\n"
@@ -448,6 +534,29 @@ def test_more_ranks_than_guests_share_them(tmp_path):
     command = mpi.prepare(job_of(), 5, tmp_path / "key", tmp_path, tmp_path, CliSettings())
     assert command[1:3] == ["-n", "5"]
     assert (tmp_path / "hosts").read_text() == "10.0.2.1 slots=3\n10.0.2.2 slots=3\n"
+
+
+def test_each_rank_gets_a_core_of_a_guest_unless_hosts_are_asked_for():
+    asked = RunRequest(["p"], 8, 0, 2, "256MiB", "migrate", 1, "job")
+    assert hosts_for(asked) == 4
+    assert hosts_for(dataclasses.replace(asked, guest_vcpus=4)) == 1
+    assert hosts_for(dataclasses.replace(asked, ranks=0)) == 1
+    assert hosts_for(dataclasses.replace(asked, hosts=3)) == 3
+    assert hosts_for(dataclasses.replace(asked, on_hosts=True)) == 1
+
+
+def test_a_guest_has_as_many_ranks_as_cores_unless_they_are_counted(tmp_path):
+    job = job_of()
+    job.request.guest_vcpus = 3
+    command = mpi.prepare(job, 0, tmp_path / "key", tmp_path, tmp_path, CliSettings())
+    assert command[1:3] == ["-n", "6"]
+
+
+def test_hosts_whose_keys_nobody_knows_get_no_ranks(tmp_path):
+    job = job_of("10.0.0.1,host1 ssh-ed25519 AAA1\n")
+    job.resource, job.guests, job.hosts = "hosts", [], ["host1", "host2"]
+    with pytest.raises(CliError, match="host keys of host1 host2 are not known"):
+        mpi.prepare(job, 0, tmp_path / "key", tmp_path, tmp_path, CliSettings())
 
 
 def test_mpi_stays_on_the_network_of_the_guests_and_on_tcp(tmp_path):
@@ -488,9 +597,13 @@ def test_the_users_python_path_comes_first_and_the_wrapper_is_found():
     )
 
 
-def test_what_ranks_need_to_know_is_handed_on():
+def test_what_ranks_need_to_know_is_handed_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(mpi, "PRELOADED", tmp_path / "libfailavoid-mpi.so")
     assert mpi.handed_on({"HOME": "/"}) == ["-x", "FAILAVOID_JOB", "-x", "FAILAVOID_EVERY", "-x", "PYTHONPATH"]
     assert mpi.handed_on({"FAILAVOID_LIMIT_S": "5"})[-2:] == ["-x", "FAILAVOID_LIMIT_S"]
+    mpi.PRELOADED.touch()  # guests have what the head has
+    assert mpi.handed_on({})[-2:] == ["-x", f"LD_PRELOAD={mpi.PRELOADED}"]
+    assert mpi.handed_on({"LD_PRELOAD": "/lib/own.so"})[-1] == f"LD_PRELOAD={mpi.PRELOADED}:/lib/own.so"
 
 
 def test_two_runs_at_once_make_one_key(tmp_path):
@@ -507,3 +620,109 @@ def test_two_runs_at_once_make_one_key(tmp_path):
 
 def test_the_service_role_is_not_needed_for_looking(site, environment):
     assert failavoid({**environment, "FAILAVOID_TOKEN": SERVICE["Authorization"].split()[1]}, "guests")[0] == 0
+
+
+# -- evacuations -------------------------------------------------------------------------------------------------
+
+STOPPED = {"mode": "act", "stopped": True, "stopped_by": "ada", "reason": "storm", "since": 100.0}
+ALLOWED = {"mode": "act", "stopped": False, "stopped_by": "", "reason": "", "since": None}
+
+
+def test_that_new_evacuations_are_stopped_or_wait_for_a_person_is_said_loudly():
+    assert evacuations.switch(STOPPED).startswith("NEW EVACUATIONS ARE STOPPED by ada since ")
+    assert "storm" in evacuations.switch(STOPPED)
+    assert "failavoid confirm ID" in evacuations.switch({**ALLOWED, "mode": "recommend"})
+    assert "only recorded" in evacuations.switch({**ALLOWED, "mode": "observe"})
+    assert evacuations.switch(ALLOWED) == ""
+
+
+def event(what, **detail):
+    return to_dict(Event(7, 100.0, "ada", what, detail))
+
+
+@pytest.mark.parametrize(
+    ("happened", "words"),
+    [
+        (event("step", evacuation="e-1", step="leased", mark="done", words="host5"), "e-1: leased done: host5"),
+        (event("step", evacuation="e-1", step="leased", mark="begun", words=""), "e-1: leased begun"),
+        (
+            event("request", act="evacuate", subject="rack=r1", reason="fan", outcome="e-1, e-2"),
+            "evacuate rack=r1: fan -> e-1, e-2",
+        ),
+        (event("request", act="stop evacuations", subject="", reason="", outcome=""), "stop evacuations"),
+        (event("alarm", alarm="a-1", host="host1", job="job-1", outcome="e-1"), "alarm a-1 of host1, job job-1: e-1"),
+        (event("alarm", alarm="a-1", domain="rack=r1", outcome="observed"), "alarm a-1 of rack=r1: observed"),
+        (
+            event("withdrawal", alarm="a-1", reason="well", outcome="e-1 cancelled"),
+            "alarm a-1 withdrawn: well -> e-1 cancelled",
+        ),
+    ],
+)
+def test_events_are_a_line_each(happened, words):
+    assert evacuations.line(happened).startswith("     7 ")
+    assert evacuations.line(happened).endswith(f" ada          {words}")
+
+
+@pytest.fixture
+def controlled(tmp_path, environment):
+    """A controller that answers on a port, and the environment to reach it in."""
+    world = World(tmp_path / "controller", mode="recommend")
+    world.around.cluster.refresh()
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(build_app(world.controller, SECRET), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    port = listening.getsockname()[1]
+    yield world, {**environment, "FAILAVOID_CONTROLLER_URL": f"http://127.0.0.1:{port}"}
+    world.alive.clear()
+    server.should_exit = True
+    thread.join()
+
+
+def test_an_evacuation_is_planned_confirmed_followed_and_told(controlled):
+    world, environment = controlled
+    status, out, err = failavoid(environment, "plan", "host1")
+    assert status == 0, err
+    assert "migrate" in out
+    assert json.loads(failavoid(environment, "plan", "host1", "--json")[1])[0]["decision"] == "migrate"
+    evacuation = world.until_state(world.alarm(), "LEASED")
+    assert "MODE RECOMMEND" in failavoid(environment, "status")[1]
+    assert f"failavoid confirm {evacuation.id}" in failavoid(environment, "show", evacuation.id)[1]
+    world.ranks_behave()
+    assert failavoid(environment, "confirm", evacuation.id)[0] == 0
+    world.until_state(evacuation, "RETIRED")
+    assert "RETIRED" in failavoid(environment, "evacuations")[1]
+    assert failavoid(environment, "cancel", evacuation.id)[0] == 3
+    lines = failavoid(environment, "events")[1].splitlines()
+    assert any(f"confirm {evacuation.id}" in line for line in lines)
+    assert any(f"{evacuation.id}: retired done" in line for line in lines)
+    after = json.loads(failavoid(environment, "events", "--json")[1].splitlines()[-1])["number"]
+    assert failavoid(environment, "events", "--after", str(after))[1] == ""
+
+
+def test_new_evacuations_are_stopped_and_allowed_again(controlled):
+    world, environment = controlled
+    assert failavoid(environment, "stop-evacuations", "--reason", "storm")[0] == 0
+    assert "NEW EVACUATIONS ARE STOPPED by root" in failavoid(environment, "status")[1]
+    status, _, err = failavoid(environment, "evacuate", "host1")
+    assert (status, "storm" in err) == (3, True)
+    assert failavoid(environment, "allow-evacuations")[0] == 0
+    assert failavoid(environment, "evacuate", "host1")[1].strip() == world.controller.evacuations()[0].id
+
+
+def test_guests_that_move_are_shown_with_bars_until_the_evacuation_has_ended(monkeypatch, capsys):
+    states = iter(["MIGRATING", "VERIFIED", "RETIRED"])
+
+    def answer(_service, _method, path):
+        if path.endswith("/progress"):
+            return [{"guest": "g0003", "processed": 2**20, "remaining": 3 * 2**20}]
+        return {"id": "e-1", "state": next(states)}
+
+    monkeypatch.setattr(evacuations, "call", answer)
+    monkeypatch.setattr(evacuations, "LOOK_S", 0.0)
+    monkeypatch.setattr(evacuations.sys.stdout, "isatty", lambda: True)
+    evacuations.follow_moves({"id": "e-1", "state": "GATHERED"})
+    shown = capsys.readouterr().out
+    assert "g0003" in shown
+    assert "RETIRED" in shown
+    assert "1.0/4.2 MB" in shown

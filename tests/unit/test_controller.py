@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from failavoid.controller.api import build_app
 from failavoid.controller.connections import keep_connections
-from failavoid.controller.playbooks import variables
+from failavoid.controller.playbooks import MoveOrder, variables
 from failavoid.controller.settings import Settings
 from failavoid.services import SettingsError, load_settings
 from failavoid.shared.messages import Alarm, Evacuation, Evidence, GuestReport, Host, Migration, to_dict
@@ -75,7 +75,7 @@ def test_an_alarm_without_cause_is_answered_with_nothing(api, world):
         ("POST", "/evacuations", "user"),
         ("POST", "/evacuations", "service"),
         ("POST", "/evacuations/e/cancel", "host"),
-        ("GET", "/evacuations/e/gate", "guest"),
+        ("GET", "/evacuations/e/gate/1", "guest"),
         ("GET", "/guests/guest1/notice", "host"),
         ("POST", "/guests/guest1/report", "operator"),
     ],
@@ -85,7 +85,9 @@ def test_a_stranger_to_an_act_is_refused(api, method, path, role):
     assert api.request(method, path, json={}).status_code == 401
 
 
-@pytest.mark.parametrize("wrong", [{"host": "{{ x }}"}, {"job": "../etc"}, {"id": ""}, {"value": "much"}])
+@pytest.mark.parametrize(
+    "wrong", [{"host": "{{ x }}"}, {"job": "../etc"}, {"domain": "rack={{ x }}"}, {"id": ""}, {"value": "much"}]
+)
 def test_an_alarm_with_a_word_that_must_not_reach_a_playbook_is_refused(api, world, wrong):
     assert api.post("/alarms", json=alarm(**wrong), headers=bearer("service")).status_code == 422
     assert world.controller.evacuations() == []
@@ -93,7 +95,7 @@ def test_an_alarm_with_a_word_that_must_not_reach_a_playbook_is_refused(api, wor
 
 def test_an_operator_evacuates_a_host_and_may_take_it_back(api, world):
     asked = {"host": "host2", "reason": "fan is loud"}
-    begun = api.post("/evacuations", json=asked, headers=bearer("operator", "ada")).json()
+    (begun,) = api.post("/evacuations", json=asked, headers=bearer("operator", "ada")).json()
     assert "asked for by ada: fan is loud" in begun["reason"]
     again = api.post("/evacuations", json=asked, headers=bearer("operator", "ada"))
     assert again.status_code == 409
@@ -201,7 +203,7 @@ def test_a_report_counts_only_for_the_guests_own_job_and_a_notice_that_was_given
 
 def test_the_gate_opens_when_all_ranks_have_stopped_and_closes_behind_the_guests(api, world):
     evacuation = world.until_state(world.alarm(), "NOTICED")
-    gate = f"/evacuations/{evacuation.id}/gate"
+    gate = f"/evacuations/{evacuation.id}/gate/1"
     assert api.get(f"{gate}?timeout=0", headers=bearer("host", "host1")).json() == {
         "evacuation": evacuation.id,
         "open": False,
@@ -218,7 +220,7 @@ def test_the_gate_opens_when_all_ranks_have_stopped_and_closes_behind_the_guests
 def test_a_cancelled_evacuation_sends_those_at_the_gate_home(api, world):
     evacuation = world.until_state(world.alarm(), "NOTICED")
     threading.Timer(0.1, world.controller.cancel, (evacuation.id, "ada")).start()
-    said = api.get(f"/evacuations/{evacuation.id}/gate?timeout=20", headers=bearer("host", "host1")).json()
+    said = api.get(f"/evacuations/{evacuation.id}/gate/1?timeout=20", headers=bearer("host", "host1")).json()
     assert (said["open"], said["cancelled"]) == (False, True)
 
 
@@ -298,9 +300,9 @@ def test_a_bad_setting_is_refused_by_name(tmp_path, text, complaint):
 def test_the_playbook_is_given_checked_words_only():
     hosts = {"host4": Host("host4", "10.0.0.4")}
     move = Migration("g1", "host1", "host4", [2], 1, address="10.0.1.1")
-    evacuation = Evacuation("e-1", "host1", "job-1", "NOTICED", migrations=[move])
-    assert variables(evacuation, hosts, "http://10.0.0.1:7413") == {
-        "evacuation": "e-1",
+    order = MoveOrder("e-1", 2, [move], hosts)
+    assert variables(order, "http://10.0.0.1:7413") == {
+        "evacuation": "e-1-a2",
         "migrate_guests": [
             {
                 "name": "g1",
@@ -312,8 +314,8 @@ def test_the_playbook_is_given_checked_words_only():
                 "numa_node": 1,
             }
         ],
-        "migrate_gate_url": "http://10.0.0.1:7413/evacuations/e-1/gate",
+        "migrate_gate_url": "http://10.0.0.1:7413/evacuations/e-1/gate/2",
     }
     hosts["host4"].address = "{{ lookup('pipe', 'id') }}"
     with pytest.raises(ValueError, match="not allowed"):
-        variables(evacuation, hosts, "http://10.0.0.1:7413")
+        variables(order, "http://10.0.0.1:7413")

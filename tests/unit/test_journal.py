@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 
 from failavoid.controller.journal import Journal
-from failavoid.shared.messages import Alarm, Evacuation, Evidence, Migration, Notice
+from failavoid.shared.messages import Alarm, ControllerStatus, Evacuation, Evidence, Migration, Notice
 
 ALARM = Alarm("alarm-1", 1.0, "host1", "job-1", "robust", "unavailable", 0.8, Evidence(0.8, 0.3, 0.01, 9, 0.75))
 
@@ -55,7 +55,7 @@ def test_a_repeated_step_keeps_its_first_beginning(journal, tmp_path):
 
 def test_what_could_not_be_written_whole_is_not_there(journal, tmp_path):
     one = evacuation()
-    journal._db.execute("DROP TABLE steps")
+    journal._db.execute("DROP TABLE events")
     with pytest.raises(sqlite3.OperationalError):
         journal.begin(one, "leased")
     assert reopened(tmp_path).evacuations() == []
@@ -63,9 +63,40 @@ def test_what_could_not_be_written_whole_is_not_there(journal, tmp_path):
 
 def test_alarms_are_remembered_with_what_came_of_them(journal):
     assert journal.alarm("alarm-1") is None
-    journal.note_alarm(ALARM, None, "failure avoidance is off")
-    journal.note_alarm(ALARM, "e-1", "")
-    assert journal.alarm("alarm-1") == (None, "failure avoidance is off")
+    journal.note_alarm(ALARM, "monitor", "failure avoidance is off")
+    assert journal.alarm("alarm-1") == "failure avoidance is off"
+
+
+def test_a_withdrawal_may_come_before_its_alarm(journal):
+    assert not journal.is_withdrawn("alarm-1")
+    journal.note_withdrawal("alarm-1", "monitor", "memory is back", "nothing to cancel")
+    assert journal.is_withdrawn("alarm-1")
+
+
+def test_steps_alarms_and_requests_are_events_in_one_order(journal, tmp_path):
+    one = evacuation()
+    journal.note_alarm(ALARM, "monitor", "e-1")
+    journal.begin(one, "leased", at=10.0)
+    journal.note_request("ada", "cancel", "e-1", "not now")
+    journal.done(one, "leased", "host5", at=11.0)
+    events = reopened(tmp_path).events(0)
+    assert [event.number for event in events] == [1, 2, 3, 4]
+    assert [(event.who, event.what) for event in events] == [
+        ("monitor", "alarm"),
+        ("controller", "step"),
+        ("ada", "request"),
+        ("controller", "step"),
+    ]
+    assert events[2].detail == {"act": "cancel", "subject": "e-1", "reason": "not now", "outcome": ""}
+    assert events[3].detail == {"evacuation": "e-1", "step": "leased", "mark": "done", "words": "host5"}
+    assert [event.number for event in journal.events(2)] == [3, 4]
+    assert [event.number for event in journal.events(0, limit=1)] == [1]
+
+
+def test_that_new_evacuations_are_stopped_is_remembered(journal, tmp_path):
+    assert journal.status() is None
+    journal.save_status(ControllerStatus("act", True, "ada", "tests", 5.0))
+    assert reopened(tmp_path).status() == ControllerStatus("act", True, "ada", "tests", 5.0)
 
 
 def test_of_a_guests_repeated_word_the_first_arrival_counts(journal):

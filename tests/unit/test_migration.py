@@ -57,6 +57,13 @@ def test_a_guest_that_runs_there_and_is_not_here_has_moved(world):
     assert not guest_state.directory("g1").exists()
 
 
+def test_an_emulated_guest_stands_still_while_it_moves_because_emulation_misses_what_it_writes(world):
+    world.domain_type = "qemu"
+    (move,) = moved(world)
+    assert move.state == "moved"
+    assert not world.given[0]["flags"] & libvirt.VIR_MIGRATE_LIVE
+
+
 def test_the_move_goes_over_tls_to_an_address_and_is_pinned_for_the_destination(world):
     done = record()
     done.moves[0].cores, done.moves[0].numa_node = [6, 7], 1

@@ -1,6 +1,5 @@
 """The monitor as a whole: real datagrams in, groups by long polls, alarms out, and its API."""
 
-import functools
 import json
 import os
 import socket
@@ -19,13 +18,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from failavoid.monitor.groups import groups_of
-from failavoid.monitor.rules import RuleSettings
 from failavoid.monitor.service import Monitor, build_app
 from failavoid.monitor.settings import Settings
 from failavoid.monitor.store import Store
+from failavoid.prediction.settings import RuleSettings
 from failavoid.services import SettingsError, load_settings
 from failavoid.shared.messages import Alarm, Guest, Job, JobRequest, Membership, RuleEvent, Sample, from_dict
-from failavoid.shared.samples import Decoder, Encoder
+from failavoid.shared.samples import Encoder
 from failavoid.shared.tokens import mint, verify
 
 SECRET = b"s" * 48
@@ -179,6 +178,10 @@ def api(monitor):
     return TestClient(build_app(monitor, SECRET), headers={"Authorization": f"Bearer {token}"})
 
 
+def hosts_of_job(monitor, job="job-1"):
+    return [host for group in monitor.follower.groups() if group.job == job for host in group.hosts]
+
+
 HOSTS = ["host01", "host02", "host03", "host04"]
 
 
@@ -211,7 +214,7 @@ def test_a_job_name_that_is_none_is_refused(api):
 def test_a_failing_host_of_a_job_is_alarmed_about(monitor, neighbours, api):
     with Agents(monitor.settings.port, [*HOSTS, "host05"]) as agents:
         neighbours.set_hosts(HOSTS)
-        eventually(lambda: monitor.follower.groups() == {"job-1": HOSTS})
+        eventually(lambda: hosts_of_job(monitor) == HOSTS)
         agents.used["host05"] = 0.95  # runs no guest of a job
         eventually(lambda: len(monitor.store.last()) == 5)
         agents.used["host03"] = 0.85
@@ -272,7 +275,7 @@ def test_the_monitor_follows_the_job_to_its_new_hosts_by_itself(monitor, neighbo
         eventually(lambda: neighbours.alarms)
         moved = ["host01", "host05", "host03", "host04"]
         neighbours.set_hosts(moved)
-        eventually(lambda: monitor.follower.groups() == {"job-1": sorted(moved)})
+        eventually(lambda: hosts_of_job(monitor) == sorted(moved))
         time.sleep(0.2)
         told = len(neighbours.alarms)
         time.sleep(1.5)  # more than reraise_s
@@ -283,13 +286,13 @@ def test_the_monitor_follows_the_job_to_its_new_hosts_by_itself(monitor, neighbo
 
 @pytest.mark.parametrize("state", ["allocating", "completed", "failed"])
 def test_a_job_that_does_not_run_has_no_group(state):
-    assert groups_of(membership(1, HOSTS, state)) == {}
+    assert groups_of(membership(1, HOSTS, state)) == []
 
 
 def test_a_lost_guest_holds_its_host_no_longer():
     there = membership(1, HOSTS)
     there.guests[0] = replace(there.guests[0], state="lost")
-    assert groups_of(there) == {"job-1": HOSTS[1:]}
+    assert [group.hosts for group in groups_of(there)] == [tuple(HOSTS[1:])]
 
 
 def test_the_membership_is_followed_by_long_polls_and_found_again_after_a_restart(monitor, neighbours):
@@ -299,7 +302,7 @@ def test_the_membership_is_followed_by_long_polls_and_found_again_after_a_restar
     eventually(lambda: neighbours.asked_after[-1] == 2)
     port = neighbours.server.server_port
     neighbours.close()
-    assert monitor.follower.groups() == {"job-1": HOSTS}
+    assert hosts_of_job(monitor) == HOSTS
     with neighbours._changed:  # the poll under way gets its answer, the next finds nobody
         neighbours._membership = membership(3, HOSTS)
         neighbours._changed.notify_all()
@@ -313,7 +316,7 @@ def test_the_membership_is_followed_by_long_polls_and_found_again_after_a_restar
     threading.Thread(target=again.server.serve_forever, args=(0.05,), daemon=True).start()
     try:
         neighbours.set_hosts(HOSTS[:3])
-        eventually(lambda: monitor.follower.groups() == {"job-1": HOSTS[:3]})
+        eventually(lambda: hosts_of_job(monitor) == HOSTS[:3])
     finally:
         again.close()
 
@@ -332,41 +335,39 @@ def test_only_guests_that_the_site_has_now_are_heard(monitor, neighbours, api):
 # --- the store
 
 
-def stored(*samples, metric="unavailable", stale_s=5.0):
+def stored(*samples, stale_s=5.0):
     """A store that was sent (host, time, share of memory in use)."""
-    store = Store(metric, 3600.0, stale_s)
-    decoder = Decoder(functools.partial(mint, SECRET), window_s=1e9, started=0.0)
-    encoders = {host: Encoder(mint(SECRET, "host", host)) for host, _, _ in samples}
+    store = Store(3600.0, stale_s)
     for host, when, used in samples:
-        store.take(decoder.decode(encoders[host].encode(when, sample(used), []), when), when)
+        store.take(Sample(host, "host", when, sample(used)), when)
     return store
 
 
 def test_hosts_that_sample_at_different_moments_are_compared_at_the_same():
     store = stored(("a", 10.0, 0.40), ("b", 10.5, 0.45), ("a", 11.0, 0.50), ("b", 11.5, 0.55))
     collection = store.collect(10.75)
-    assert collection.metric == pytest.approx([0.475, 0.475], abs=1e-5)
-    assert collection.guests == pytest.approx([0.3, 0.3])
+    assert collection.shares("unavailable") == pytest.approx([0.475, 0.475], abs=1e-5)
+    assert collection.shares("guests") == pytest.approx([0.3, 0.3])
 
 
 def test_a_value_is_held_for_a_while_and_then_unknown():
     store = stored(("a", 10.0, 0.4))
-    assert store.collect(14.9).metric == pytest.approx([0.4])
-    assert np.isnan(store.collect(15.1).metric).all()
-    assert np.isnan(store.collect(9.9).metric).all()
+    assert store.collect(14.9).shares("unavailable") == pytest.approx([0.4])
+    assert np.isnan(store.collect(15.1).shares("unavailable")).all()
+    assert np.isnan(store.collect(9.9).shares("unavailable")).all()
 
 
 def test_the_metric_active_can_be_chosen():
-    store = stored(("a", 10.0, 0.4), metric="active")
-    assert store.collect(10.0).metric == pytest.approx([0.2])
-    assert store.collect(10.0).unavailable == pytest.approx([0.4])
+    collection = stored(("a", 10.0, 0.4)).collect(10.0)
+    assert collection.shares("active") == pytest.approx([0.2])
+    assert collection.shares("unavailable") == pytest.approx([0.4])
 
 
 def test_nodes_that_are_gone_are_forgotten():
     store = stored(("a", 10.0, 0.4), ("b", 4000.0, 0.4))
     assert store.drop_silent(4000.0) == [("host", "a")]
     assert [one.node for one in store.last()] == ["b"]
-    assert np.isnan(store.collect(10.0).metric[0])
+    assert np.isnan(store.collect(10.0).shares("unavailable")[0])
 
 
 # --- settings and the process
@@ -375,7 +376,7 @@ def test_nodes_that_are_gone_are_forgotten():
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("port: 7411\nrule: magic\n", "line 2.*'rule' is 'magic'; use one of robust, paper, threshold"),
+        ("port: 7411\nrule: magic\n", "line 2.*'rule' is 'magic'; use one of robust, paper, paper-learned, threshold"),
         ("metric: swap\n", "line 1.*'metric' is 'swap'; use one of unavailable, active"),
         ("rules:\n  sigma: 2\n  treshold: 0.8\n", "unknown field 'treshold'"),
         ("rules:\n  sigma: 2\n  threshold: 75\n", "line 3.*'threshold' is 75"),

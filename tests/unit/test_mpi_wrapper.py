@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from failavoid.mpi.mpi4py_wrapper import Settings
-from failavoid.mpi.protocol import CANCELLED, LIMIT, MOVED, Agreement, Held, Rank, View, agree
+from failavoid.mpi.protocol import CANCELLED, LIMIT, MOVED, Agreed, Callbacks, Exchange, Held, Rank, Record, Share
 from failavoid.shared.page import Page, PageWriter, Posted
 
 PATIENCE_S = 20.0
@@ -42,8 +42,12 @@ class ModelChannel:
     def highest(self, word):
         return max(self._meeting.all(self.rank, word))
 
-    def exchange(self, view):
-        return self._meeting.all(self.rank, view)
+    def exchange(self, record):
+        return self._meeting.all(self.rank, record)
+
+    def share(self, root, agreed, ranks):
+        assert (agreed is not None) == (self.rank == root)
+        return self._meeting.all(self.rank, agreed)[root]
 
     def tell(self, root, outcome):
         return self._mail.tell(self.rank, root, outcome)
@@ -84,6 +88,10 @@ class ModelPage:
 class ModelSlot:
     def __init__(self):
         self.stopped = 0
+        self.checkpoint = 0
+
+    def checkpointed(self, epoch):
+        self.checkpoint = epoch
 
     def stop(self, epoch):
         self.stopped = epoch
@@ -222,9 +230,72 @@ def test_a_rank_that_is_switched_off_brings_nothing_but_stops_with_the_others():
     assert model.held[0].outcome == CANCELLED
 
 
-def test_ranks_agree_on_the_list_of_the_lowest_rank_that_brought_the_epoch():
-    views = [View(0, "g0", ()), View(2, "g1", ("g3", "g1")), View(1, "g2", ("g0",)), View(2, "g3", ("g0",))]
-    assert agree(2, views) == Agreement(("g3", "g1"), (1, 3))
+def test_the_lowest_rank_that_brought_the_epoch_tells_who_is_affected_by_its_own_list():
+    records = [Record(0, "g0"), Record(2, "g1"), Record(1, "g2"), Record(2, "g3")]
+    notice = Posted(7, 2, ("g3", "g1"), 1, 0)
+    hold = Rank("g1", None, 1.0).hold(1, 2, notice)
+    assert next(hold) == Exchange(records[1])
+    assert hold.send(records) == Share(1, Agreed("move", (False, True, False, True)), 4)
+    hold = Rank("g3", None, 1.0).hold(3, 2, notice._replace(affected=("g0",)))
+    next(hold)
+    assert hold.send(records) == Share(1, None, 4)
+
+
+def test_the_application_is_told_on_every_rank_before_anybody_stops_and_after_all_run_again():
+    model = Model(["g0", "g1", "g2"])
+    told = []
+
+    def before(kind):
+        assert not any(rank._slot.stopped for rank in model.ranks)
+        told.append(kind)
+        calls.wait()  # as a callback that communicates: nobody stops before all are through
+
+    calls = threading.Barrier(3, timeout=PATIENCE_S)
+    for rank in model.ranks:
+        rank.callbacks = Callbacks(before, told.append)
+    model.post("g1", epoch=1, affected=("g1",))
+    model.run()
+    model.wait(lambda: model.ready("g1", 1))
+    assert told == ["move"] * 3
+    model.post("g1", done=1)
+    model.join()
+    assert told == ["move"] * 3 + ["moved"] * 3
+
+
+def test_a_checkpoint_stops_nobody_and_is_noted_where_the_application_was_told():
+    model = Model(["g0", "g1"])
+    told = []
+    model.ranks[1].callbacks = Callbacks(told.append)
+    model.post("g0", epoch=1, affected=("g0",), kind="checkpoint")
+    model.run()
+    model.join()
+    assert told == ["checkpoint"]
+    assert [rank._slot.checkpoint for rank in model.ranks] == [0, 1]
+    assert [(held.kind, held.guests, held.told) for held in model.held] == [("checkpoint", ("g0",), False)]
+    assert [rank.handled for rank in model.ranks] == [1, 1]
+
+
+def test_an_application_that_asked_counts_as_told():
+    model = Model(["g0"])
+    channel = ModelChannel(0, Meeting(1), Mail(1))
+    assert not model.ranks[0].ask(channel)
+    model.post("g0", epoch=1, affected=("g0",), kind="checkpoint")
+    assert model.ranks[0].ask(channel)
+    assert model.ranks[0].ask(channel), "asking handles nothing"
+    model.ranks[0].barrier(channel)
+    assert model.ranks[0]._slot.checkpoint == 1
+    assert not model.ranks[0].ask(channel)
+
+
+def test_the_leader_says_where_its_guests_went():
+    model = Model(["g0", "g1"])
+    model.post("g1", epoch=1, affected=("g1",), source="host01", destination="host09")
+    model.run()
+    model.wait(lambda: model.ready("g1", 1))
+    model.post("g1", done=1)
+    model.join()
+    (held,) = model.held
+    assert (held.guests, held.source, held.destination) == (("g1",), "host01", "host09")
 
 
 def test_a_rank_looks_for_a_late_page_once_a_second(tmp_path):
@@ -237,7 +308,8 @@ def test_a_rank_looks_for_a_late_page_once_a_second(tmp_path):
     now[0] = 1.1
     assert rank.find_page()
     assert isinstance(rank.page, Page)
-    assert os.listdir(tmp_path / "slots") == [str(os.getpid())]  # noqa: PTH208
+    (slot,) = (tmp_path / "slots").iterdir()
+    assert slot.name.startswith(f"{os.getpid()}.")
     rank.deregister()
     assert not rank.find_page()
     assert os.listdir(tmp_path / "slots") == []  # noqa: PTH208

@@ -61,6 +61,43 @@ def test_a_program_runs_from_the_tree(tree):
     assert os.access(root / "opt/failavoid/bin/failavoid-mpi", os.X_OK)
 
 
+def test_the_library_is_there_to_be_preloaded_and_linked(tree):
+    root, _, _ = tree
+    done = subprocess.run(
+        ["pkg-config", "--cflags", "--libs", "failavoid-mpi"],
+        env={"PKG_CONFIG_PATH": str(root / "opt/failavoid/lib/pkgconfig"), "PATH": "/usr/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["-I/opt/failavoid/include", "-L/opt/failavoid/lib", "-lfailavoid-mpi"], done.stderr
+    found = {path.name for path in (root / "opt/failavoid").rglob("*failavoid*") if path.is_file()}
+    assert {"libfailavoid-mpi.so", "libfailavoid-mpi.a", "failavoid.h", "failavoid-mpirun"} <= found
+    assert not (root / "opt/failavoid/lib/failavoid/mpi/shim").exists(), "sources are not for guests"
+
+
+LAUNCHERS = {
+    "mpirun (Open MPI) 4.1.4": ["-x", "LD_PRELOAD={library}", "-x", "FAILAVOID_JOB", "-n", "2", "./program"],
+    "HYDRA build details": ["-genv", "LD_PRELOAD", "{library}", "-n", "2", "./program"],
+}
+
+
+@pytest.mark.parametrize("version", LAUNCHERS)
+def test_failavoid_mpirun_preloads_the_library_in_ranks_by_the_launchers_own_options(tree, tmp_path, version):
+    root, _, _ = tree
+    launcher = tmp_path / "launcher"
+    launcher.write_text(f"#!/bin/sh\n[ $1 = --version ] && echo '{version}' || printf '%s\\n' \"$@\"\n")
+    launcher.chmod(0o755)
+    library = root / "opt/failavoid/lib/libfailavoid-mpi.so"
+    variables = {"FAILAVOID_MPIRUN": str(launcher), "FAILAVOID_LIBRARY": str(library), "FAILAVOID_JOB": "job-1"}
+    command = [root / "opt/failavoid/bin/failavoid-mpirun", "-n", "2", "./program"]
+    done = subprocess.run(command, env={"PATH": "/usr/bin:/bin", **variables}, capture_output=True, text=True)
+    assert done.stdout.split() == [word.format(library=library) for word in LAUNCHERS[version]], done.stderr
+    launcher.write_text("#!/bin/sh\necho srun 23.02\n")
+    done = subprocess.run(command, env={"PATH": "/usr/bin:/bin", **variables}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no launcher of Open MPI" in done.stderr
+
+
 def test_the_environment_module_leads_to_the_tree(tree):
     root, _, _ = tree
     text = (root / "usr/share/modules/modulefiles/failavoid").read_text()

@@ -3,7 +3,8 @@
 import pytest
 
 from failavoid.resource_manager import placement
-from failavoid.resource_manager.store import State
+from failavoid.resource_manager.settings import Settings
+from failavoid.resource_manager.state import State
 from failavoid.shared.messages import Guest, Host, JobRequest, Lease, Placement
 
 MIB = 1024
@@ -22,12 +23,19 @@ def guest(name, where, cores=(0,), job=None, memory_mib=256, state="ready", node
     return Guest(name, f"uuid-{name}", where, "10.0.1.1", memory_mib * MIB, list(cores), node, "ada", state, job)
 
 
+def settings(**changes):
+    return Settings(hosts=[], head_address="", guest_network="", prefix=16, **changes)
+
+
 def ask(hosts=1, guests=1, memory_mib=256):
     return JobRequest("ada", 1000, 1000, KEY, hosts, guests, memory_mib * MIB)
 
 
-def chosen(state, request, spares=1, terms="terms"):
-    return [one.name for one in placement.choose_hosts(state, request, spares, 256 * MIB, terms)]
+def chosen(state, request, spares=1, terms="terms", **changes):
+    return [
+        one.name
+        for one in placement.choose_hosts(state, request, settings(spares=spares, **changes), "guests", {terms})
+    ]
 
 
 def test_a_job_gets_free_hosts_alone():
@@ -54,14 +62,14 @@ def test_hosts_with_guests_that_can_be_used_again_come_first():
 @pytest.mark.parametrize("unfit", [{"job": "job-1"}, {"state": "lost"}, {"state": "booting"}, {"memory_mib": 512}])
 def test_a_guest_that_is_in_use_gone_or_of_another_size_is_not_used_again(unfit):
     state = State(terms={"g1": "terms"})
-    assert placement.fits(state, guest("g1", "host1"), ask(), "terms")
-    assert not placement.fits(state, guest("g1", "host1", **unfit), ask(), "terms")
+    assert placement.fits(state, guest("g1", "host1"), ask(), {"terms"})
+    assert not placement.fits(state, guest("g1", "host1", **unfit), ask(), {"terms"})
 
 
 def test_too_little_memory_is_said_with_figures():
     state = state_of(host(1), host(2), host(3, memory_mib=8192))
     with pytest.raises(placement.NoRoomError, match=r"2 hosts with 4096 MiB for guests.*3 are free and 1 of these"):
-        chosen(state, ask(hosts=2, guests=8, memory_mib=512))
+        chosen(state, ask(hosts=2, guests=8, memory_mib=512), share_cores=True)
 
 
 def test_the_last_spare_is_kept():
@@ -72,10 +80,10 @@ def test_the_last_spare_is_kept():
 # -- cores -------------------------------------------------------------------------------------------------------
 
 
-def fill(state, where, count):
+def fill(state, where, count, share=False):
     places = []
     for number in range(count):
-        placed = placement.place(state, state.hosts[where], f"g{number}")
+        placed = placement.place(state, state.hosts[where], f"g{number}", share=share)
         state.guests[f"g{number}"] = guest(f"g{number}", where, placed.cores, node=placed.numa_node)
         places.append((placed.numa_node, placed.cores))
     return places
@@ -86,14 +94,14 @@ def test_guests_get_cores_of_their_own_on_the_emptier_numa_node_first():
 
 
 def test_with_more_guests_than_cores_they_share_evenly():
-    places = fill(state_of(host(1)), "host1", 8)
+    places = fill(state_of(host(1)), "host1", 8, share=True)
     assert sorted(cores[0] for _, cores in places) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_the_cores_of_a_guest_are_of_one_node():
     state = state_of(host(1, numa={"0": [0], "1": [1, 2, 3]}))
     assert placement.place(state, state.hosts["host1"], "g1", vcpus=2) == Placement("g1", "host1", [1, 2], 1)
-    with pytest.raises(placement.NoRoomError, match="no NUMA node with 4 cores for guest g1"):
+    with pytest.raises(placement.NoRoomError, match="no NUMA node with 4 free cores for guest g1"):
         placement.place(state, state.hosts["host1"], "g1", vcpus=4)
 
 

@@ -9,7 +9,7 @@ import pytest
 from failavoid.agent import ranks
 from failavoid.agent.settings import Settings
 from failavoid.shared.messages import Notice, to_dict
-from failavoid.shared.page import Page, SlotState, job_folder
+from failavoid.shared.page import Page, Posted, SlotState, job_folder
 
 
 class Slots:
@@ -21,6 +21,9 @@ class Slots:
 
     def are(self, *stopped):
         self.states = [SlotState(pid, epoch) for pid, epoch in enumerate(stopped, 100)]
+
+    def have_checkpoints_of(self, *epochs):
+        self.states = [SlotState(pid, 0, epoch) for pid, epoch in enumerate(epochs, 100)]
 
 
 @pytest.fixture
@@ -49,11 +52,23 @@ def due(agent):
 def test_a_notice_is_written_on_its_job_s_page(agent, tmp_path):
     assert agent._take(notice(serial=5, epoch=2, affected=["g1", "g2"], done=1)) == 5
     page = Page(job_folder("job-1", str(tmp_path)))
-    assert page.read() == (5, 2, ("g1", "g2"), 1, 0)
+    assert page.read() == Posted(5, 2, ("g1", "g2"), 1, 0)
+    agent._take(notice(serial=6, epoch=3, affected=["g1"], kind="checkpoint", source="host01"))
+    assert page.read() == Posted(6, 3, ("g1",), 1, 0, "checkpoint", "host01")
+
+
+def test_what_a_notice_asks_about_arrivals_is_reported(agent, monkeypatch):
+    said, came = [], threading.Event()
+    monkeypatch.setattr(ranks, "call", lambda *words, **_: (said.append(words), came.set()))
+    agent._take(notice(epoch=1, affected=["g1"], arrivals=[{"guest": "g1", "address": "10.0.0.1", "peer": "g2"}]))
+    assert came.wait(20)
+    method, url, _, report = said[0]
+    assert (method, url) == ("POST", "http://127.0.0.1:1/guests/g1/report")
+    assert (report["state"], report["epoch"]) == ("root", 1)
 
 
 @pytest.mark.parametrize(
-    "bad", [{"job": "../../etc"}, {"epoch": "one"}, {"unknown": 1}, {"affected": "g1"}, {"epoch": -1}]
+    "bad", [{"job": "../../etc"}, {"epoch": "one"}, {"unknown": 1}, {"affected": "g1"}, {"epoch": -1}, {"kind": "swap"}]
 )
 def test_a_notice_that_is_none_is_refused(agent, bad):
     with pytest.raises(ValueError, match=r"\w"):
@@ -67,6 +82,18 @@ def test_a_guest_is_ready_when_every_live_rank_is_stopped_at_this_epoch(agent, s
         assert due(agent) is None, stopped
     slots.are(2, 2)
     assert due(agent) == ("ready", 2, 2)
+
+
+def test_a_checkpoint_is_ready_when_every_live_rank_has_written_it(agent, slots):
+    agent._take(notice(epoch=2, affected=["g1"], done=1, kind="checkpoint"))
+    for epochs in ((), (2, 0), (1, 1)):
+        slots.have_checkpoints_of(*epochs)
+        assert due(agent) is None, epochs
+    slots.have_checkpoints_of(2, 2)
+    assert due(agent) == ("ready", 2, 2)
+    agent._reported["ready"] = 2
+    agent._take(notice(epoch=2, affected=["g1"], done=2, kind="checkpoint"))
+    assert due(agent) == ("resumed", 2, 2)
 
 
 def test_an_unaffected_guest_has_nothing_to_say(agent, slots):

@@ -12,7 +12,7 @@ import pytest
 from resource_manager_site import KEY, OPERATOR, PATIENCE_S, SECRET, SERVICE, USER, Site, bearer
 
 from failavoid.playbook_runner import PlaybookResult
-from failavoid.resource_manager import launch, leases, service
+from failavoid.resource_manager import guests, leases
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.store import Store
 from failavoid.resource_manager.watch import Watch
@@ -124,8 +124,9 @@ def test_guests_that_do_not_fit_the_next_job_make_room_for_it(site, other):
     site.end(first.id)
     second = site.ready(hosts=3, **other)
     assert not set(second.guests) & set(first.guests)
-    assert set(site.guests()) == set(second.guests)
-    assert sum(map(len, site.running.values())) == 6
+    hosts = {guest.host for guest in site.guests(second.id).values()}
+    assert {name for name, guest in site.guests().items() if guest.host in hosts} == set(second.guests)
+    assert all(len(site.running[site.address(host)]) == 2 for host in hosts)
 
 
 def test_guests_of_an_older_image_are_not_used_again(site, tmp_path):
@@ -176,7 +177,7 @@ def test_guests_that_do_not_come_up_fail_the_job_and_leave_nothing_behind(site):
 
 def test_a_playbook_that_names_no_guest_has_started_none(site, monkeypatch):
     nothing = PlaybookResult(0, "successful", Path("/x.log"), {}, [])
-    monkeypatch.setattr(launch, "run_playbook", lambda *words, **_: nothing)
+    monkeypatch.setattr(guests, "run_playbook", lambda *words, **_: nothing)
     ident = site.ask().json()["id"]
     site.until(lambda: site.job(ident).state == "failed", "the job did not fail")
     assert "were not started" in site.job(ident).message
@@ -202,7 +203,7 @@ def test_guests_that_are_up_are_kept_when_others_of_the_job_fail(site, monkeypat
             return PlaybookResult(2, "failed", Path("/x.log"), {}, ["host2: no memory"])
         return site.play(playbook, inventory, variables, ident, log_dir, timeout_s, on_event)
 
-    monkeypatch.setattr(launch, "run_playbook", half)
+    monkeypatch.setattr(guests, "run_playbook", half)
     ident = site.ask().json()["id"]
     site.until(lambda: set(site.pools().values()) == {"free"}, "hosts are not free")
     assert "host2: no memory" in site.job(ident).message
@@ -242,7 +243,7 @@ def test_an_ended_job_stays_as_it_ended(site):
         ({"name": "{{ x }}"}, 422, "not allowed"),
         ({"public_key": "ssh-ed25519 AAAA {{lookup('pipe','id')}}"}, 422, "SSH public key"),
         ({"public_key": KEY + "\n" + KEY}, 422, "SSH public key"),
-        ({"policy": "maybe"}, 422, "migrate, off"),
+        ({"policy": "maybe"}, 422, "migrate, checkpoint, off"),
         ({"hosts": 0}, 422, "hosts is 0"),
         ({"every": 0}, 422, "every is 0"),
         ({"guest_memory_kb": 1024}, 422, "128 MiB or more"),
@@ -553,11 +554,11 @@ def test_a_guest_that_no_job_uses_can_be_removed(site):
 
 
 def test_a_guest_that_its_host_still_acts_on_is_waited_for(site, monkeypatch):
-    monkeypatch.setattr(launch, "LOCKED_LOOK_S", 0.01)
+    monkeypatch.setattr(guests, "LOCKED_LOOK_S", 0.01)
     job = site.ready(hosts=1)
     site.end(job.id)
     site.fail["remove.yml"] = ["host1: guest g0001 on host1 is locked by: start, process 7"]
-    site.launcher.remove(job.guests)
+    site.manager.guests.remove(job.guests)
     assert site.guests() == {}
     assert len(site.played("remove.yml")) == 2
 
@@ -618,10 +619,10 @@ def test_a_host_whose_libvirt_hangs_keeps_nobody_from_the_others(site, monkeypat
     def look(address):
         if address == "10.0.0.1":
             hang.wait(PATIENCE_S)
-        return set(site.running[address])
+        return site.look(address)
 
     job = site.ready()
-    watch = Watch(site.settings, site.store, site.launcher, look)
+    watch = Watch(site.settings, site.store, site.manager.jobs, look)
     site.running["10.0.0.2"].clear()
     watch.once()
     watch.once()
@@ -668,11 +669,11 @@ def test_a_launch_that_a_crash_cut_short_is_done_anew(site):
     site.hold.clear()
     ident = site.ask().json()["id"]
     site.until(lambda: site.played("launch.yml"), "no launch")
-    old = site.launcher
+    old = site.manager.jobs
     site.start()
     old.launch = old.clear = old.end = lambda *words: None
     site.hold.set()
-    service.recover(site.store, site.launcher)
+    site.manager.recover()
     site.until(lambda: site.job(ident).state == "ready", "the job is not ready")
     acts = [playbook for playbook, _ in site.calls]
     assert acts == ["launch.yml", "remove.yml", "launch.yml"]
@@ -683,12 +684,11 @@ def test_a_launch_that_a_crash_cut_short_is_done_anew(site):
 
 def test_a_job_that_ended_while_launching_is_cleared_after_a_crash(site):
     with site.store.change() as state:
-        state.hosts["host1"].pool = "allocated"
         request = JobRequest("ada", 1000, 1000, KEY, 1)
         state.jobs["job-7"] = Job("job-7", request, "failed", ["g0009"], ended=1.0)
         state.guests["g0009"] = Guest("g0009", "u9", "host1", "10.0.2.9", 262144, [0], 0, "ada", "booting", "job-7")
     site.start()
-    service.recover(site.store, site.launcher)
+    site.manager.recover()
     site.until(lambda: site.pools()["host1"] == "free", "the host is not free")
     assert site.guests() == {}
 
@@ -754,7 +754,7 @@ def test_a_change_that_could_not_be_written_has_not_happened(tmp_path):
 
 
 def test_old_jobs_are_forgotten(site, monkeypatch):
-    monkeypatch.setattr("failavoid.resource_manager.store._ENDED_JOBS", 2)
+    monkeypatch.setattr("failavoid.resource_manager.state._ENDED_JOBS", 2)
     for _ in range(5):
         site.end(site.ready(hosts=1).id)
     assert [job.id for job in site.picture().jobs] == ["job-3", "job-4", "job-5"]

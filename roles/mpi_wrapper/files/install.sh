@@ -22,6 +22,15 @@ for part in mpi shared __init__.py; do
   rm -rf "$lib/failavoid/$part"
   mv "$new/failavoid/$part" "$lib/failavoid/$part"
 done
-mv "$new/failavoid-mpi" "$1/opt/failavoid/bin/failavoid-mpi"
+mv "$new/failavoid-mpi" "$new/failavoid-mpirun" "$1/opt/failavoid/bin/"
+# renamed into place, because running ranks may have the old library mapped
+for file in lib/libfailavoid-mpi.so lib/libfailavoid-mpi.a lib/pkgconfig/failavoid-mpi.pc include/failavoid.h; do
+  if [ -e "$new/$file" ]; then
+    mkdir -p "$1/opt/failavoid/${file%/*}"
+    mv "$new/$file" "$1/opt/failavoid/$file"
+  else
+    rm -f "$1/opt/failavoid/$file"
+  fi
+done
 echo "$digest" >"$lib/.mpi-digest"
 echo changed

@@ -1,4 +1,4 @@
-"""Takes the agents' datagrams from the network, in a thread of its own."""
+"""The source `agents`: takes the agents' datagrams from the network, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -8,32 +8,43 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from typing import Any
 
-from failavoid.monitor.store import Store
+from failavoid.monitor.sources import Context, take_options
+from failavoid.shared.messages import Sample
 from failavoid.shared.samples import WINDOW_S, Decoder, Received, RefusedError
 from failavoid.shared.tokens import mint
 
 log = logging.getLogger(__name__)
 BUFFER_BYTES = 8 << 20  # a second of 10,000 hosts' samples and more; the kernel may grant less
+_SO_RCVBUFFORCE = 33  # socket(7); the module socket lacks it
 SAY_EVERY_S = 30.0
 
 
 class Receiver:
-    """``is_guest`` tells whether a guest (name, UUID) is one the site knows now."""
+    """Hears the hosts and guests of this site alone."""
 
-    def __init__(
-        self, listen: str, port: int, secret: bytes, store: Store, is_guest: Callable[[str, str], bool]
-    ) -> None:
-        family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+    def __init__(self, options: dict[str, Any], context: Context) -> None:
+        take_options("agents", options)
+        family = socket.AF_INET6 if ":" in context.listen else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
+        except PermissionError:  # as for all but root: within the kernel's limit
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
         self._socket.settimeout(0.5)
-        self._socket.bind((listen, port))
+        self._socket.bind((context.listen, context.port))
         self.port: int = self._socket.getsockname()[1]
-        self._decoder = Decoder(functools.partial(mint, secret))
-        self._store = store
-        self._is_guest = is_guest
+        granted = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+        if granted < BUFFER_BYTES:
+            log.info(
+                "the kernel buffers %d kB of samples; with thousands of hosts, let it: net.core.rmem_max=%d",
+                granted >> 10,
+                BUFFER_BYTES,
+            )
+        self._decoder = Decoder(functools.partial(mint, context.secret))
+        self._store = context.store
+        self._is_guest = context.is_guest
         self._stopped = threading.Event()
         self._refused: Counter[str] = Counter()
         self._said = 0.0
@@ -64,7 +75,9 @@ class Receiver:
                 now = time.time()
                 received = self._decoder.decode(datagram, now)
                 self._check_guest(received)
-                self._store.take(received, now)
+                metrics, cores = received.content()
+                sample = Sample(received.subject, received.role, received.time, metrics, cores)
+                self._store.take(sample, now, received.body, received.lost)
             except RefusedError as error:
                 self._refuse(error)
             if time.monotonic() - cleaned > WINDOW_S * 2:

@@ -1,0 +1,136 @@
+"""What came of each prediction: every rule's, acting or not."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable
+
+import numpy as np
+
+from failavoid.monitor.state import State
+from failavoid.prediction.scoring import Calibration
+from failavoid.shared.messages import Prediction, RuleScore
+
+Key = tuple[str, str, str, str]  # rule, mode, job, host
+
+
+class Scorer:
+    """Follows predictions until they came true, did not, or cannot be judged any more."""
+
+    def __init__(self, state: State, judged_after_s: float, acting: str) -> None:
+        self._state = state
+        self._judged_after_s = judged_after_s
+        self._acting = acting
+        self._doubts: dict[str, tuple[float, float]] = {}  # prediction -> predicted s, doubt
+        self._calibrations: dict[str, Calibration] = {}
+        # what a monitor left open when it ended is followed on
+        self._open: dict[Key, Prediction] = {
+            (one.rule, one.mode, one.job, one.host): one for one in state.all(Prediction) if one.outcome == "open"
+        }
+
+    def calibration(self, mode: str) -> Calibration:
+        """What predictions of a failure mode have taught of the next one's interval."""
+        if mode not in self._calibrations:
+            self._calibrations[mode] = Calibration(self._state.deviations(mode))
+        return self._calibrations[mode]
+
+    def predict(self, key: Key, now: float, value: float, predicted_s: float, doubt: float) -> Prediction:
+        """A rule has begun to hold for a host."""
+        rule, mode, job, host = key
+        interval = None
+        if np.isfinite(predicted_s):
+            interval = list(self.calibration(mode).interval(predicted_s, doubt))
+        prediction = Prediction(
+            id=f"prediction-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{secrets.token_hex(3)}",
+            rule=rule,
+            acting=rule == self._acting,
+            mode=mode,
+            host=host,
+            job=job,
+            time=now,
+            value=value,
+            predicted_failure_s=predicted_s if np.isfinite(predicted_s) else None,
+            predicted_failure_interval_s=interval,
+        )
+        if key in self._open:
+            self._end(key, "unknown", now)
+        self._open[key] = prediction
+        self._doubts[prediction.id] = (predicted_s, doubt)
+        self._state.put(prediction.id, prediction)
+        return prediction
+
+    def failed(self, rules: Iterable[str], mode: str, job: str, host: str, now: float, value: float) -> None:
+        """A host of a job has reached failure."""
+        for rule in rules:
+            key = (rule, mode, job, host)
+            prediction = self._open.get(key)
+            if prediction is None:
+                missed = self.predict(key, now, value, np.inf, 1.0)
+                missed.lead_s = 0.0
+                self._end(key, "missed", now)
+                continue
+            prediction.lead_s = now - prediction.time
+            predicted_s, doubt = self._doubts.get(prediction.id, (np.inf, 1.0))
+            if rule == "robust":
+                calibration = self.calibration(mode)
+                calibration.learn(predicted_s, doubt, prediction.lead_s)
+                self._state.keep_deviations(mode, calibration.deviations)
+            self._end(key, "true", now)
+
+    def cleared(self, key: Key, now: float) -> None:
+        """A rule no longer holds for a host that has not failed."""
+        if key in self._open:
+            self._end(key, "false", now)
+
+    def follow(self, members: set[tuple[str, str]], now: float) -> None:
+        """Judge what is overdue; ``members`` are the (job, host) of this moment."""
+        for key, prediction in list(self._open.items()):
+            if (key[2], key[3]) not in members:
+                self._end(key, "unknown", now)
+            elif now - prediction.time > self._judged_after_s:
+                self._end(key, "false", now)
+
+    def _end(self, key: Key, outcome: str, now: float) -> None:
+        prediction = self._open.pop(key)
+        self._doubts.pop(prediction.id, None)
+        prediction.outcome, prediction.ended = outcome, now
+        self._state.put(prediction.id, prediction)
+
+
+def score(predictions: Iterable[Prediction]) -> list[RuleScore]:
+    """How good each rule was for each failure mode."""
+    by_rule: dict[tuple[str, str], list[Prediction]] = {}
+    for prediction in predictions:
+        by_rule.setdefault((prediction.mode, prediction.rule), []).append(prediction)
+    scores = []
+    for (mode, rule), found in sorted(by_rule.items()):
+        count = {
+            name: sum(one.outcome == name for one in found) for name in ("true", "false", "unknown", "open", "missed")
+        }
+        leads = [one.lead_s for one in found if one.outcome == "true" and one.lead_s is not None]
+        spans = [
+            span[0] <= one.lead_s <= span[1]
+            for one in found
+            if one.outcome == "true" and one.lead_s is not None and (span := one.predicted_failure_interval_s)
+        ]
+        judged, failures = count["true"] + count["false"], count["true"] + count["missed"]
+        scores.append(
+            RuleScore(
+                rule=rule,
+                mode=mode,
+                acting=found[-1].acting,
+                predictions=len(found) - count["missed"],
+                true=count["true"],
+                false=count["false"],
+                unknown=count["unknown"],
+                open=count["open"],
+                missed=count["missed"],
+                precision=count["true"] / judged if judged else None,
+                recall=count["true"] / failures if failures else None,
+                lead_median_s=float(np.median(leads)) if leads else None,
+                lead_p5_s=float(np.percentile(leads, 5)) if leads else None,
+                interval_coverage=float(np.mean(spans)) if spans else None,
+            )
+        )
+    return scores

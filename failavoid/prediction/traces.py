@@ -1,0 +1,156 @@
+"""Recorded memory of hosts: LDMS CSV files, as they are, made into values at even steps.
+
+What is wrong with a recording is mended where that is safe, and said: `Trace.notes`.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from failavoid.prediction.grouping import Floats, Ints
+
+STALE_S = 5.0  # a value counts for this long
+METRICS = {"unavailable": ("MemTotal", "MemAvailable"), "active": ("Active",)}
+_TIME, _PRODUCER = "Time", "ProducerName"
+
+
+class TraceError(Exception):
+    """A recording that can't be used: the message names the file, what is wrong, and the way out."""
+
+
+@dataclass
+class Trace:
+    """One host's recording: ``values`` are shares of the capacity at ``times`` (s, growing)."""
+
+    host: str
+    times: Floats
+    values: Floats
+    notes: list[str] = field(default_factory=list)
+
+    def at(self, times: Floats) -> Floats:
+        """The value at each time: the last one known; NaN if that is older than `STALE_S`, or before the first."""
+        place: Ints = np.searchsorted(self.times, times + 1e-6, side="right") - 1
+        held = np.maximum(place, 0)
+        return np.where((place >= 0) & (times - self.times[held] <= STALE_S), self.values[held], np.nan)
+
+
+def read_ldms(files: Sequence[Path], capacity_kb: float, metric: str = "unavailable") -> list[Trace]:
+    """Read LDMS CSV files; a producer found in several of them is one host. Raises TraceError.
+
+    ``capacity_kb`` is what counts as all of a host's memory; ``metric`` is one of `METRICS`.
+    """
+    rows: dict[str, list[tuple[float, float]]] = {}
+    notes: dict[str, list[str]] = {}
+    for path in files:
+        of_file: list[str] = []
+        for producer, time, value in _rows(path, metric, of_file):
+            rows.setdefault(producer, []).append((time, value / capacity_kb))
+            notes.setdefault(producer, of_file)
+        if not any(said is of_file for said in notes.values()) and of_file:
+            notes.setdefault(path.stem, of_file)
+    if not rows:
+        why = "; ".join(note for said in notes.values() for note in said)
+        raise TraceError(f"no sample was found in {', '.join(map(str, files))}: {why or 'there is nothing in them'}")
+    return [_trace(producer, found, notes[producer]) for producer, found in rows.items()]
+
+
+def _rows(path: Path, metric: str, notes: list[str]) -> Iterator[tuple[str, float, float]]:
+    """(producer, time, kB in use) of each row that holds them."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error.strerror}") from error
+    places: dict[str, int] = {}
+    bad = 0
+    for row in csv.reader(text.splitlines()):
+        if not row:
+            continue
+        if row[0].lstrip("#").strip() == _TIME:
+            places = {name.lstrip("#").strip().rpartition(":")[2]: place for place, name in enumerate(row)}
+            missing = [name for name in METRICS[metric] if name not in places]
+            if missing:
+                other = "active" if metric == "unavailable" else "unavailable"
+                raise TraceError(
+                    f"{path}: column {missing[0]!r} is missing, which metric {metric!r} needs; the file has "
+                    f"{', '.join(places)}. Try --metric {other}"
+                )
+            continue
+        if not places:
+            raise TraceError(
+                f"{path}: its first line names no columns; an LDMS CSV file begins with '#Time,ProducerName,...'"
+            )
+        try:
+            time, *figures = (float(row[places[name]]) for name in (_TIME, *METRICS[metric]))
+            if not all(math.isfinite(figure) for figure in (time, *figures)) or (len(figures) > 1 and figures[0] <= 0):
+                raise ValueError
+        except (ValueError, IndexError):
+            bad += 1
+            continue
+        producer = row[places[_PRODUCER]] if _PRODUCER in places else path.stem
+        yield producer, time, figures[0] - figures[1] if len(figures) > 1 else figures[0]
+    if bad:
+        cut = "" if text.endswith("\n") else ", the last one cut short"
+        notes.append(f"{path.name}: {bad} rows left out that are incomplete or no numbers{cut}")
+
+
+def _trace(host: str, rows: list[tuple[float, float]], notes: list[str]) -> Trace:
+    """One host's rows in order, each time once; a clock that was set back goes on from where it was."""
+    times, values = np.array([time for time, _ in rows]), np.array([value for _, value in rows])
+    notes = list(notes)
+    steps = np.diff(times)
+    usual = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1.0
+    for place in np.flatnonzero(steps < -60 * usual):
+        # a late row comes back to the old time at once; a clock set back stays behind
+        if times[place + 1 : place + 4].max() < times[place]:
+            times[place + 1 :] += times[place] - times[place + 1] + usual
+            notes.append(f"{host}: the clock was set back by {-steps[place]:.0f} s; it is taken to go on")
+    if (np.diff(times) < 0).any():
+        notes.append(f"{host}: {int((np.diff(times) < 0).sum())} rows out of order, sorted")
+    order = np.argsort(times, kind="stable")
+    times, values = times[order], values[order]
+    last = np.append(np.diff(times) > 0, True)
+    if not last.all():
+        notes.append(f"{host}: {int((~last).sum())} times given twice; the later row counts")
+    times, values = times[last], values[last]
+    gaps = np.diff(times)
+    if (gaps > STALE_S).any():
+        notes.append(
+            f"{host}: {int((gaps > STALE_S).sum())} gaps, the longest {gaps.max():.0f} s; its value is unknown there"
+        )
+    return Trace(host, times, values, notes)
+
+
+@dataclass(frozen=True)
+class Label:
+    """What is known of a run: its application and when it leaked (seconds from its first sample)."""
+
+    file: str
+    application: str
+    leaks: tuple[tuple[float, float], ...]
+
+
+def read_labels(path: Path) -> list[Label]:
+    """Read ``file,application,leak_intervals_s``; intervals are ``246-721;800-900``. Raises TraceError."""
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error.strerror}") from error
+    labels = []
+    for number, row in enumerate(rows, 2):
+        try:
+            spans = [span.split("-") for span in (row["leak_intervals_s"] or "").split(";") if span.strip()]
+            leaks = tuple((float(begin), float(end)) for begin, end in spans)
+            labels.append(Label(row["file"], row.get("application") or "", leaks))
+        except (KeyError, ValueError, TypeError) as error:
+            raise TraceError(
+                f"{path}, line {number}: {row} is no label; give file,application,leak_intervals_s, the last as "
+                "246-721;800-900"
+            ) from error
+    return labels

@@ -1,0 +1,128 @@
+"""The resource manager's parts, put together."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from failavoid.resource_manager import background, leases
+from failavoid.resource_manager.guests import GuestError, Guests
+from failavoid.resource_manager.heartbeats import Heartbeats
+from failavoid.resource_manager.hosts import Heard, Hosts, heard_by_monitor
+from failavoid.resource_manager.identity import Identities
+from failavoid.resource_manager.jobs import Jobs
+from failavoid.resource_manager.settings import Settings
+from failavoid.resource_manager.state import ENDED, PROGRAM, mark, unmark
+from failavoid.resource_manager.store import Store
+from failavoid.resource_manager.warm_pool import WarmPools
+from failavoid.resource_manager.watch import Look, Watch, domains
+from failavoid.shared.messages import Host
+
+log = logging.getLogger(__name__)
+
+TIDY_S = 5.0
+GONE = "not in the settings any more"
+
+
+@dataclass
+class Manager:
+    """What the API and the threads work with."""
+
+    settings: Settings
+    secret: bytes
+    store: Store
+    guests: Guests
+    jobs: Jobs
+    hosts: Hosts
+    warm_pools: WarmPools
+    watch: Watch
+    heartbeats: Heartbeats
+
+    def recover(self) -> None:
+        """After a restart: jobs that were being launched are launched on, what ended meanwhile is cleared."""
+        membership = self.store.membership()
+        held = {guest.job for guest in membership.guests}
+        for job in membership.jobs:
+            if job.state == "allocating":
+                log.warning("job %s was being launched when this service ended: launching it again", job.id)
+                background.start(f"launch {job.id}", self.jobs.launch, job.id, True)
+            elif job.state in ENDED and job.id in held:
+                background.start(f"clear {job.id}", self.jobs.clear, job.id)
+        cut_short = [guest.name for guest in membership.guests if guest.job is None and guest.state == "booting"]
+        if cut_short:  # warm ones: whether they came up was not heard
+            background.start("clear warm guests", self.remove, cut_short)
+
+    def remove(self, names: list[str]) -> None:
+        """Remove guests that no job uses; that it fails is logged, and they stay in the picture as lost."""
+        try:
+            self.guests.remove(names)
+        except GuestError as error:
+            log.warning("guests %s could not be removed: %s", ", ".join(names), error)
+
+    def tidy(self, stop: threading.Event) -> None:
+        """End leases and jobs that nobody renewed, again and again until ``stop``; for a thread of its own."""
+        while not stop.wait(TIDY_S):
+            try:
+                self.expire_leases(time.time())
+                self.end_silent_jobs()
+            except sqlite3.Error:
+                log.exception("leases and jobs could not be looked at")
+
+    def expire_leases(self, now: float) -> None:
+        """Give back leases that nobody renewed."""
+        with self.store.change() as state:
+            for lease in leases.expire(state, now):
+                log.warning("lease %s of host %s for %s has expired", lease.id, lease.host, lease.evacuation)
+                state.note(PROGRAM, "lease expired", lease=lease.id, host=lease.host, evacuation=lease.evacuation)
+
+    def end_silent_jobs(self) -> None:
+        """End jobs whose client is gone. Their programs may still run: the guests are removed."""
+        live = [job.id for job in self.store.membership().jobs if job.state not in ENDED]
+        for job in self.heartbeats.silent(live, self.settings.silence_s):
+            message = (
+                f"its 'failavoid run' was not heard for {self.settings.silence_s:.0f} s: it was killed or stopped, so "
+                "the job was ended"
+            )
+            spoiled = self.jobs.end(job, "failed", None, message, PROGRAM, spoiled=True)
+            background.start(f"remove guests of {job}", self.remove, spoiled)
+
+
+def make_manager(settings: Settings, secret: bytes, look: Look = domains, heard: Heard | None = None) -> Manager:
+    """Put the parts together on the state that is found. Raises OSError or sqlite3.Error if there can be none."""
+    store = Store(Path(settings.state))
+    take_hosts(store, settings)
+    identities = Identities(settings, secret)
+    guests = Guests(settings, store, identities)
+    jobs = Jobs(settings, store, guests, identities)
+    hosts = Hosts(settings, store, guests, heard or heard_by_monitor(settings.monitor, secret))
+    warm_pools = WarmPools(settings, store, guests, identities)
+    watch = Watch(settings, store, jobs, look)
+    return Manager(settings, secret, store, guests, jobs, hosts, warm_pools, watch, Heartbeats())
+
+
+def take_hosts(store: Store, settings: Settings) -> None:
+    """Bring the state's hosts in line with the settings; marks stay."""
+    declared = {host.name: host for host in settings.hosts}
+    with store.change() as state:
+        for name, host in declared.items():
+            known = state.hosts.setdefault(name, Host(name, host.address))
+            known.address, known.memory_kb, known.numa = host.address, host.memory_kb, host.numa
+            known.domains = host.domains
+            known.hardware_class, known.reserved_spare = host.hardware_class, host.reserved_spare
+            unmark(known, "retired", PROGRAM)
+        used = {guest.host for guest in state.guests.values() if guest.job}
+        used |= {name for job in state.jobs.values() if job.state not in ENDED for name in job.hosts}
+        for name in [name for name in state.hosts if name not in declared]:
+            if name in used:
+                mark(state.hosts[name], "retired", PROGRAM, GONE, by_program=True)
+                continue
+            del state.hosts[name]
+            for guest in [guest.name for guest in state.guests_on(name)]:
+                state.forget(guest)
+        gone = [key for key, difference in state.differences.items() if difference.host not in state.hosts]
+        for key in gone:
+            del state.differences[key]

@@ -1,0 +1,41 @@
+"""Checks of what callers of the API send. Errors are sentences for them."""
+
+from __future__ import annotations
+
+import re
+
+from fastapi import HTTPException
+
+from failavoid.shared.messages import ON_DEADLINE, POLICIES, RESOURCES, JobRequest
+from failavoid.shared.names import check_name
+from failavoid.shared.tokens import Identity
+
+LONGEST_TEXT = 500
+
+# A user's key becomes a variable of a playbook, where "{{" would be a template: nothing but a key passes.
+_PUBLIC_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+) [A-Za-z0-9+/]+=* ?[A-Za-z0-9_.@+-]*")
+
+
+def check_request(request: JobRequest, caller: Identity) -> None:
+    """Refuse a job that is not the caller's or makes no sense. Raises HTTPException."""
+    if caller.role == "user" and caller.subject != request.user:
+        raise HTTPException(403, f"your token is {caller.subject}'s; the job asks for user {request.user}")
+    if request.uid <= 0 or request.gid <= 0:
+        raise HTTPException(422, "jobs do not run as root: start it as an ordinary user")
+    check_name("user", request.user)
+    check_name("job", request.name)
+    if not _PUBLIC_KEY.fullmatch(request.public_key):
+        raise HTTPException(422, "public_key is not one SSH public key in one line, such as ssh-keygen writes")
+    if request.policy not in POLICIES:
+        raise HTTPException(422, f"policy {request.policy!r} is not known: use one of {', '.join(POLICIES)}")
+    if request.on_deadline and request.on_deadline not in ON_DEADLINE:
+        raise HTTPException(422, f"on_deadline {request.on_deadline!r} is not known: use {' or '.join(ON_DEADLINE)}")
+    if request.resource not in ("", *RESOURCES):
+        raise HTTPException(422, f"resource {request.resource!r} is not known: use one of {', '.join(RESOURCES)}")
+    if request.expected_s is not None and not request.expected_s > 0:
+        raise HTTPException(422, f"expected_s is {request.expected_s}; it must be more than 0 seconds")
+    for name in ("hosts", "guests_per_host", "guest_vcpus", "every"):
+        if getattr(request, name) < 1:
+            raise HTTPException(422, f"{name} is {getattr(request, name)}; it must be 1 or more")
+    if request.guest_memory_kb < 131072:
+        raise HTTPException(422, f"guests of {request.guest_memory_kb // 1024} MiB can't boot: ask for 128 MiB or more")

@@ -1,0 +1,128 @@
+"""Guests that are booted before anybody asks, so that a job need not wait for a boot.
+
+They boot on the free hosts that jobs are given first, and never on as many as must stay spare. A warm guest that a
+job took is its user's from then on, as are all guests whose job has ended; when their user has not used them for a
+while they are removed, and warm ones take their place.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from failavoid.resource_manager import placement
+from failavoid.resource_manager.guests import GuestError, Guests
+from failavoid.resource_manager.identity import Identities
+from failavoid.resource_manager.image import ImageError
+from failavoid.resource_manager.settings import Settings, WarmPool
+from failavoid.resource_manager.state import State
+from failavoid.resource_manager.store import Store
+from failavoid.shared.messages import Guest, Host
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 2.0
+RETRY_S = 60.0  # after guests could not be started
+
+
+class WarmPools:
+    """Keeps the warm pools of the settings filled."""
+
+    def __init__(self, settings: Settings, store: Store, guests: Guests, identities: Identities) -> None:
+        self._settings = settings
+        self._store = store
+        self._guests = guests
+        self._identities = identities
+
+    def keep(self, stop: threading.Event) -> None:
+        """Fill the pools again and again until ``stop``; for a thread of its own."""
+        pause = LOOK_S
+        while not stop.wait(pause):
+            pause = LOOK_S
+            try:
+                self.once()
+            except (GuestError, ImageError) as error:
+                log.warning("the warm pools could not be kept, again in %.0f s: %s", RETRY_S, error)
+                pause = RETRY_S
+            except Exception:
+                log.exception("the warm pools could not be kept")
+                pause = RETRY_S
+
+    def once(self) -> None:
+        """Remove what has been idle for long or is of no use any more, start what is missing."""
+        self._guests.remove(self._outdated())
+        for pool in self._settings.warm_pools:
+            started = self._add(pool)
+            if not started:
+                continue
+            try:
+                self._guests.start(started, None, {}, f"warm-{started[0].name}")
+            finally:
+                self._guests.remove(self._absent({guest.name for guest in started}))
+
+    def _outdated(self) -> list[str]:
+        """Guests that nobody has used for long, and warm ones that were told what is not true any more."""
+        over = time.time() - self._settings.idle_guest_s
+        wanted = {(pool.memory_kb, pool.vcpus, pool.user) for pool in self._settings.warm_pools if pool.guests}
+        warm = set(self._names(lambda guest: guest.state == "warm"))
+        terms = self._identities.terms(None, self._guests.image().digest) if warm else ""
+        with self._store.view() as state:
+            stale = {
+                name
+                for name in warm & state.guests.keys()
+                if state.terms.get(name) != terms or _kind_of(state.guests[name]) not in wanted
+            }
+        idle = self._names(lambda guest: guest.idle_since is not None and guest.idle_since < over)
+        return sorted(stale | set(idle))
+
+    def _absent(self, names: set[str]) -> list[str]:
+        return self._names(lambda guest: guest.name in names and guest.state not in ("warm", "ready"))
+
+    def _names(self, chosen: Callable[[Guest], bool]) -> list[str]:
+        with self._store.view() as state:
+            return [guest.name for guest in state.guests.values() if guest.job is None and chosen(guest)]
+
+    def _add(self, pool: WarmPool) -> list[Guest]:
+        """Note the guests that a pool lacks, as far as there is room for them."""
+        kind = (pool.memory_kb, pool.vcpus, pool.user)
+        size = placement.Load(1, pool.memory_kb, pool.vcpus)
+        added: list[Guest] = []
+        with self._store.change() as state:
+            mine = [g for g in state.guests.values() if g.job is None and _kind_of(g) == kind and _is_coming(g)]
+            on = {host: sum(guest.host == host for guest in mine) for host in state.hosts}
+            for host in self._hosts(state):
+                while len(mine) + len(added) < pool.guests and on[host.name] < pool.per_host:
+                    guest = self._guest(state, host, size, pool.user)
+                    if guest is None:
+                        break
+                    on[host.name] += 1
+                    added.append(guest)
+        return added
+
+    def _hosts(self, state: State) -> list[Host]:
+        """The hosts that jobs would be given now, in that order."""
+        leased = state.leased()
+        free = [host for host in state.hosts.values() if host.pool == "free" and host.name not in leased]
+        kept = max(0, self._settings.spares - sum(host.reserved_spare for host in free))
+        fitting = sorted((host for host in free if not host.reserved_spare), key=lambda host: host.name)
+        return fitting[: max(0, len(fitting) - kept)]
+
+    def _guest(self, state: State, host: Host, size: placement.Load, user: str) -> Guest | None:
+        try:
+            guest = self._guests.add(state, host.name, size, user)
+        except placement.NoRoomError:
+            return None
+        if placement.objection(state, host, [guest], self._settings):
+            state.forget(guest.name)
+            return None
+        return guest
+
+
+def _kind_of(guest: Guest) -> tuple[int, int, str]:
+    return guest.memory_kb, len(guest.cores), guest.user
+
+
+def _is_coming(guest: Guest) -> bool:
+    return guest.state in ("warm", "booting")

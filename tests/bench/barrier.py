@@ -1,0 +1,156 @@
+"""What the wrapper adds to a barrier without a notice; writes build/bench/barrier.json.
+
+Every variant is a job of its own, so that the plain ones run without a trace of the wrapper. The jobs of one size take
+turns, in a shuffled order in each round, and sleep outside MPI meanwhile. A ratio is the median over the rounds of the
+ratio to the plain barrier in the same round (mpi4py's own, for those in Python), with a bootstrap interval (95 %).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import statistics
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from failavoid.shared.page import PageWriter, job_folder
+from tests.mpi.installations import MPICH5, OPENMPI5, PROJECT, Builds, Mpi
+
+HERE = Path(__file__).parent
+ROUNDS = 40
+ROUND_S = 0.02  # of one variant
+RESAMPLES = 2000
+PATIENCE_S = 120
+JOB = "bench"
+
+# variant -> (its baseline, language, whether the library is preloaded)
+VARIANTS = {
+    "plain": ("plain", "c", False),
+    "paper": ("plain", "c", False),
+    "failavoid_c": ("plain", "c", True),
+    "plain_mpi4py": ("plain_mpi4py", "python", False),
+    "failavoid_mpi4py": ("plain_mpi4py", "python", True),
+    "failavoid_python": ("plain_mpi4py", "wrapper", False),
+}
+
+
+class Turns:
+    """A job that times barriers when it is its turn."""
+
+    def __init__(self, mpi: Mpi, variant: str, ranks: int, tcp: bool, builds: Builds, folder: Path) -> None:
+        _, language, preloaded = VARIANTS[variant]
+        PageWriter(job_folder(JOB, str(folder)))
+        for name in [*map(str, range(ranks)), "result"]:
+            os.mkfifo(folder / name)
+        (folder / "flag").write_text("0")
+        program = {
+            "c": [str(builds.c(mpi, HERE / "barrier.c")), variant, str(folder)],
+            "python": [mpi.python, str(HERE / "barrier_program.py"), str(folder)],
+            "wrapper": [mpi.python, "-m", "failavoid.mpi", str(HERE / "barrier_program.py"), str(folder)],
+        }[language]
+        variables = {"FAILAVOID_JOB": JOB, "FAILAVOID_RUN_DIR": str(folder), "PYTHONPATH": str(PROJECT)}
+        in_ranks = ["env", f"LD_PRELOAD={builds.library}"] if preloaded else ["env", "FAILAVOID_LIBRARY="]
+        self._process = subprocess.Popen(
+            [*mpi.launcher(), "-n", str(ranks), *in_ranks, *program],
+            env={**os.environ, **mpi.environment(tcp), **variables},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        signal.alarm(PATIENCE_S)  # opening a FIFO waits for the other side
+        self._result = (folder / "result").open("r+b", buffering=0)
+        self._orders = [(folder / str(rank)).open("wb", buffering=0) for rank in range(ranks)]
+        signal.alarm(0)
+        self.barriers = 20
+        for _ in range(3):  # the first ones also connect
+            self.barriers = max(20, min(5000, int(ROUND_S / (self.measure() * 1e-6))))
+
+    def measure(self) -> float:
+        """Microseconds a barrier, over one turn."""
+        self._order(self.barriers)
+        signal.alarm(PATIENCE_S)
+        (seconds,) = struct.unpack("=d", self._result.read(8))
+        signal.alarm(0)
+        return float(seconds) / self.barriers * 1e6
+
+    def _order(self, barriers: int) -> None:
+        for pipe in self._orders:
+            pipe.write(struct.pack("=Q", barriers))
+
+    def end(self) -> None:
+        """End the job, also one that hangs."""
+        try:
+            self._order(0)
+            self._process.wait(10)
+        except (OSError, subprocess.TimeoutExpired):
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        for pipe in [self._result, *self._orders]:
+            pipe.close()
+
+
+@contextmanager
+def turns(*arguments: Any) -> Iterator[Turns]:
+    with tempfile.TemporaryDirectory() as folder:
+        job = Turns(*arguments, Path(folder))
+        try:
+            yield job
+        finally:
+            job.end()
+
+
+def interval(values: list[float], chance: random.Random) -> list[float]:
+    """The bootstrap interval of 95 % of a median."""
+    medians = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return [round(medians[int(RESAMPLES * share)], 3) for share in (0.025, 0.975)]
+
+
+def compare(mpi: Mpi, ranks: int, tcp: bool, builds: Builds, chance: random.Random) -> list[dict[str, Any]]:
+    """Measure all variants at one size."""
+    times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    with ExitStack() as stack:
+        jobs = {v: stack.enter_context(turns(mpi, v, ranks, tcp, builds)) for v in VARIANTS}
+        for _ in range(ROUNDS):
+            for variant in chance.sample(list(VARIANTS), len(VARIANTS)):
+                times[variant].append(jobs[variant].measure())
+    rows = []
+    for variant, (baseline, _, _) in VARIANTS.items():
+        ratios = [mine / plain for mine, plain in zip(times[variant], times[baseline])]
+        rows.append(
+            {
+                "mpi": mpi.name,
+                "ranks": ranks,
+                "transport": "tcp" if tcp else "shm",
+                "variant": variant,
+                "us": round(statistics.median(times[variant]), 3),
+                "ratio": round(statistics.median(ratios), 3),
+                "ratio_ci95": interval(ratios, chance),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure, and write the file."""
+    chance = random.Random(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        builds = Builds(Path(folder))
+        for mpi in (OPENMPI5, MPICH5):
+            for tcp in (True, False):
+                for ranks in (2, 4, 8):
+                    rows += compare(mpi, ranks, tcp, builds, chance)
+                    print(*(json.dumps(row) for row in rows[-len(VARIANTS) :]), sep="\n", flush=True)
+    path = PROJECT / "build" / "bench" / "barrier.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[\n" + ",\n".join(f" {json.dumps(row)}" for row in rows) + "\n]\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Unmodified MPI programs in C and Fortran whose guests move while they run, over TCP, with messages under way."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from failavoid.demo.observe import Services, wait_until
+from failavoid.demo.site import Site
+from tests.mpi.installations import HERE, OPENMPI4, Builds
+from tests.testbed.test_evacuation import BOOT_S, MOVE_S, ended, host_of, order
+from tests.testbed.test_jobs import HOME, USER, start
+
+TWO_HOSTS = ("--hosts", "2", "--guests-per-host", "1", "--guest-memory", "288MiB")
+FOLDER = f"{HOME}/mpi-program"
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
+    return Builds(tmp_path_factory.mktemp("shim"))
+
+
+@pytest.fixture(params=["c", "fortran"])
+def program(request: pytest.FixtureRequest, site: Site, builds: Builds) -> Iterator[list[str]]:
+    """The command of a program that runs until FOLDER/stop is there, in the user's home as head and guests see it."""
+    if request.param == "c":
+        binary = builds.c(OPENMPI4, HERE / "programs.c")
+    else:
+        binary = builds.fortran(OPENMPI4, HERE / "loop_mpi_f08.f90")
+    site.run(site.head, "rm", "-rf", FOLDER)
+    site.run(site.head, "install", "-d", "-o", USER, FOLDER)
+    with Path(binary).open("rb") as file:
+        command = ["sh", "-c", f"cat >{FOLDER}/program && chmod 0755 {FOLDER}/program"]
+        subprocess.run(site.ssh(site.head, *command), stdin=file, check=True)
+    yield [f"{FOLDER}/program", "pending", FOLDER]
+    site.run(site.head, "rm", "-rf", FOLDER)
+
+
+@pytest.fixture
+def job(site: Site, services: Services, program: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """The program as a job on two hosts; its hosts are in service again afterwards."""
+    process = start(site, "failavoid", "run", *TWO_HOSTS, "--", *program)
+    yield process
+    if process.poll() is None:
+        site.run(site.head, "touch", f"{FOLDER}/stop")
+        process.communicate(timeout=MOVE_S)
+    for host in services.membership().hosts:
+        if host.pool == "defunct":
+            services.restore(host.name)
+
+
+def test_a_program_computes_on_while_its_guest_moves(site, services, job):
+    assert wait_until(lambda: barriers(site, 0) > 5, BOOT_S), "the program did not start"
+    ident = next(known.id for known in services.membership().jobs if known.state == "running")
+    told = ended(services, order(services, host_of(services, ident)))
+    assert (told.state, told.error) == ("RETIRED", "")
+    assert {step.name: step.detail for step in told.steps}["gathered"] == "1 of 1 guests ready"
+    left = [barriers(site, rank) for rank in (0, 1)]
+    assert wait_until(lambda: all(barriers(site, rank) > left[rank] + 5 for rank in (0, 1)), 60), "ranks do not run on"
+    site.run(site.head, "touch", f"{FOLDER}/stop")
+    _, errors = job.communicate(timeout=MOVE_S)
+    assert job.returncode == 0, errors  # the program in C compares every message that it gets
+    lines = [line for line in errors.splitlines() if f"failavoid: job {ident}: guest" in line]
+    assert len(lines) == 1, errors
+    assert f"guest {told.migrations[0].guest} moved" in lines[0]
+
+
+def barriers(site: Site, rank: int) -> int:
+    """The number of barriers that a rank has left, from the file it writes."""
+    said = site.run(site.head, "od", "-An", "-tu8", f"{FOLDER}/{rank}", check=False).split()
+    return int(said[1]) if len(said) > 1 else 0

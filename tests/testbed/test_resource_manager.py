@@ -1,0 +1,127 @@
+"""The resource manager on real hosts: warm guests, differences with libvirt, checks of a host, lost clients."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from failavoid.demo.observe import Services, wait_until
+from failavoid.demo.site import Site
+from failavoid.shared.messages import Host
+from tests.testbed.test_jobs import HOME, SMALL, last_job, run, start, taken, wait_for
+
+SETTINGS = "/etc/failavoid/resource_manager.yml"
+STRANGER = "<domain type='qemu'><name>stranger</name><memory unit='MiB'>32</memory><os><type>hvm</type></os></domain>"
+
+
+def known(services: Services, name: str) -> Host:
+    return next(host for host in services.membership().hosts if host.name == name)
+
+
+def free_host(services: Services) -> str:
+    return max(host.name for host in services.membership().hosts if host.pool == "free")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(site: Site, services: Services) -> Iterator[None]:
+    """No test leaves a host taken or marked."""
+    yield
+    for host in services.membership().hosts:
+        if host.marks:
+            site.run(site.head, "failavoid", "restore", host.name)
+    assert wait_until(lambda: not taken(services), 60), "hosts are still taken"
+
+
+@pytest.fixture
+def warm_pool(site: Site, services: Services) -> Iterator[None]:
+    """Two warm guests of the size of the tests' jobs, on one host."""
+    kept = site.run(site.head, "cat", SETTINGS)
+    pool = json.dumps([{"guests": 2, "per_host": 2, "memory_kb": 288 * 1024}])
+    lines = [line for line in kept.splitlines() if not line.startswith("warm_pools:")]
+    write(site, "\n".join([*lines, f"warm_pools: {pool}"]) + "\n")
+    for guest in services.membership().guests:
+        services.resource_manager.delete(f"/guests/{guest.name}", timeout=120)
+    assert wait_until(lambda: warm(services) == 2, 300), "no warm guests"
+    yield
+    write(site, kept)
+
+
+def write(site: Site, settings: str) -> None:
+    site.run(site.head, "sh", "-c", f"cat >{SETTINGS} <<'END'\n{settings}END")
+    site.run(site.head, "systemctl", "restart", "failavoid-resource-manager")
+    assert wait_until(lambda: site.run(site.head, "failavoid", "hosts", check=False) != "", 30)
+
+
+def warm(services: Services) -> int:
+    return sum(guest.state == "warm" for guest in services.membership().guests)
+
+
+@pytest.fixture
+def program(site: Site) -> str:
+    path = f"{HOME}/who.py"
+    text = "import os; from mpi4py import MPI; print(os.uname().nodename, os.getuid(), flush=True)"
+    site.run(site.head, "sh", "-c", f"echo '{text}' >{path}; chmod 0644 {path}")
+    return path
+
+
+def test_a_job_runs_as_its_user_in_warm_guests_that_nobody_had_to_wait_for(site, services, warm_pool, program):
+    names = {guest.name for guest in services.membership().guests if guest.state == "warm"}
+    done = run(site, "failavoid", "run", *SMALL, "python3", program)
+    assert done.returncode == 0, done.stderr
+    uid = site.run(site.head, "id", "-u", "demo").strip()
+    assert sorted(done.stdout.splitlines()) == sorted(f"{name} {uid}" for name in names)
+    assert set(last_job(services).guests) == names
+    events = services.resource_manager.get("/events").json()["events"]
+    times = {event["what"]: event["time"] for event in events if event["detail"].get("job") == last_job(services).id}
+    print(f"submitted to ready: {times['job ready'] - times['job submitted']:.2f} s")
+    assert wait_until(lambda: warm(services) == 2, 300), "no others took their place"
+
+
+def test_a_domain_that_nobody_knows_is_reported_and_keeps_its_host_from_new_work(site, services):
+    host = free_host(services)
+    site.run(host, "sh", "-c", f'echo "{STRANGER}" >/run/stranger.xml; virsh create /run/stranger.xml')
+    try:
+        assert wait_until(lambda: known(services, host).pool == "suspect", 120)
+        assert f"{host} runs stranger" in site.run(site.head, "failavoid", "status")
+    finally:
+        site.run(host, "virsh", "destroy", "stranger", check=False)
+    assert wait_until(lambda: known(services, host).pool == "free", 30)
+
+
+def test_a_drained_host_stays_so_through_a_restart_and_returns_after_its_checks(site, services):
+    host = free_host(services)
+    site.run(site.head, "failavoid", "drain", host, "--reason", "new fan")
+    site.run(site.head, "systemctl", "restart", "failavoid-resource-manager")
+    assert wait_until(lambda: known(services, host).reason == "new fan", 30)
+    site.run(host, "systemctl", "stop", "failavoid-agent")
+    try:
+        refused = services.resource_manager.post(f"/hosts/{host}/restore", json={}, timeout=60)
+        assert refused.status_code == 409
+        assert "agent is inactive" in refused.json()["detail"]
+    finally:
+        site.run(host, "systemctl", "start", "failavoid-agent")
+    assert wait_until(lambda: restored(site, services, host), 60)
+
+
+def restored(site: Site, services: Services, host: str) -> bool:
+    """Whether a host has returned; it is asked for again, since its agent has to be heard first."""
+    site.run(site.head, "failavoid", "restore", host, check=False)
+    return known(services, host).pool == "free"
+
+
+def test_a_client_that_is_killed_leaves_neither_ranks_nor_hosts(site, services):
+    path = f"{HOME}/stay.py"
+    text = "import time; from mpi4py import MPI; print(0, flush=True); time.sleep(600)"
+    site.run(site.head, "sh", "-c", f"echo '{text}' >{path}; chmod 0644 {path}")
+    process = start(site, "failavoid", "run", *SMALL, "python3", path)
+    wait_for(process, "0")
+    job = last_job(services)
+    site.run(site.head, "pkill", f"-{signal.SIGKILL.value}", "-u", "demo", "-f", "bin/failavoid run")
+    process.wait(60)
+    assert wait_until(lambda: services.job(job.id).ended is not None, 120)
+    assert "was not heard" in services.job(job.id).message
+    assert site.run(site.head, "pgrep", "-u", "demo", "mpirun", check=False) == ""
+    assert wait_until(lambda: not any(g.name in job.guests for g in services.membership().guests), 120)

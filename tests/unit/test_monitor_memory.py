@@ -1,0 +1,390 @@
+"""What the monitor remembers, learns and finds: across collections, jobs and its own restarts."""
+
+import csv
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+
+from failavoid.monitor.archive import Archive
+from failavoid.monitor.evaluation import Evaluator
+from failavoid.monitor.findings import Findings, of_nodes
+from failavoid.monitor.groups import Group, application_of, groups_of
+from failavoid.monitor.learning import Learner
+from failavoid.monitor.migrations import durations
+from failavoid.monitor.scores import Scorer, score
+from failavoid.monitor.settings import Settings
+from failavoid.monitor.sources import Context, open_source
+from failavoid.monitor.state import State
+from failavoid.monitor.store import Collection, Store
+from failavoid.prediction.modes import Mode
+from failavoid.shared.messages import (
+    METRICS,
+    Evacuation,
+    Finding,
+    Guest,
+    Host,
+    Job,
+    JobRequest,
+    Membership,
+    NodeHealth,
+    Prediction,
+    Sample,
+    Step,
+)
+
+HOSTS = ("a", "b", "c", "d", "e")
+KEY = ("robust", "memory", "job-1", "a")
+
+
+def request(name="job"):
+    return JobRequest("ada", 1000, 1000, "key", 1, name=name)
+
+
+def collected(second, share, **others):
+    values = np.full((len(METRICS), len(HOSTS)), np.nan)
+    values[METRICS.index("mem_total_kb")] = 1.0
+    values[METRICS.index("mem_available_kb")] = 1 - np.asarray(share, dtype=float)
+    values[METRICS.index("guests_rss_kb")] = 0.1
+    for name, row in others.items():
+        values[METRICS.index(name)] = row
+    return Collection(float(second), {host: column for column, host in enumerate(HOSTS)}, values)
+
+
+def run(evaluator, rows, group=None, begin=0, **others):
+    """Judge one row a second; returns all alarms raised, and those withdrawn."""
+    groups = [group or Group("job-1", "app", "", HOSTS)]
+    raised, withdrawn = [], []
+    for second, row in enumerate(rows, begin):
+        more = {name: values[second - begin] for name, values in others.items()}
+        decision = evaluator.evaluate(collected(second, row, **more), groups, float(second))
+        raised += decision.raised
+        withdrawn += decision.withdrawn
+    return raised, withdrawn
+
+
+def rows_with(host, values, others=0.4):
+    rows = np.full((len(values), len(HOSTS)), others)
+    rows[:, HOSTS.index(host)] = values
+    return rows + np.random.default_rng(1).normal(0, 0.001, rows.shape)
+
+
+# --- alarms over time
+
+
+def test_an_alarm_whose_cause_is_gone_is_withdrawn():
+    values = np.concatenate([np.full(20, 0.4), np.full(15, 0.8), np.full(20, 0.4)])
+    raised, withdrawn = run(Evaluator(Settings()), rows_with("b", values))
+    assert [alarm.host for alarm in raised] == ["b"]
+    assert withdrawn == raised
+
+
+def test_a_temperature_is_judged_as_memory_is():
+    mode = Mode("heat", "temperature_c", 40, 100)
+    heat = np.full((40, len(HOSTS)), 55.0) + np.random.default_rng(1).normal(0, 0.3, (40, len(HOSTS)))
+    heat[15:, 2] = 95.0
+    raised, _ = run(Evaluator(Settings(modes=[mode])), rows_with("a", np.full(40, 0.4)), temperature_c=heat)
+    (alarm,) = raised
+    assert (alarm.host, alarm.metric) == ("c", "temperature_c")
+    assert alarm.value == pytest.approx(95, abs=1)
+    assert alarm.evidence.centre == pytest.approx(55, abs=1)
+    assert alarm.evidence.threshold == pytest.approx(90)
+    assert alarm.evidence.settings["mode"] == "heat"
+
+
+def test_a_leak_inside_a_guest_is_no_reason_to_move_unless_there_is_room_for_all_of_it():
+    guests = np.full((40, len(HOSTS)), 0.1)
+    guests[15:, 1] = 0.5
+    rows = rows_with("b", np.concatenate([np.full(15, 0.4), np.full(25, 0.8)]))
+    for room in (False, True):
+        raised, _ = run(Evaluator(Settings(), has_room=lambda _host, room=room: room), rows, guests_rss_kb=guests)
+        assert raised[0].evidence.pressure_from == "guests"
+        assert raised[0].evidence.move_recommended is room
+
+
+def test_an_applications_own_settings_are_its_own():
+    settings = Settings(applications={"hungry": {"threshold": 0.85}})
+    rows = rows_with("b", np.concatenate([np.full(15, 0.4), np.full(25, 0.8)]))
+    assert run(Evaluator(settings), rows)[0]
+    assert not run(Evaluator(settings), rows, Group("job-1", "hungry", "", HOSTS))[0]
+
+
+@pytest.mark.parametrize("changes", [{"treshold": 0.8}, {"threshold": 2.0}])
+def test_an_applications_wrong_setting_is_refused(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        Settings(applications={"hungry": changes})
+
+
+def test_most_hosts_in_danger_is_pressure_and_no_alarm():
+    state = State("")
+    evaluator = Evaluator(Settings(), state)
+    raised, _ = run(evaluator, np.full((30, len(HOSTS)), 0.8))
+    run(evaluator, np.full((30, len(HOSTS)), 0.4), begin=30)
+    assert not raised
+    (finding,) = state.all(Finding)
+    assert (finding.kind, finding.subject) == ("pressure", "job-1")
+    assert finding.ended is not None
+
+
+# --- predictions and what came of them
+
+
+def test_a_prediction_that_comes_true_has_its_lead_and_one_that_clears_was_false():
+    state = State("")
+    growing = np.clip(0.4 + 0.01 * (np.arange(90.0) - 20), 0.4, 0.95)
+    run(Evaluator(Settings(), state), rows_with("b", growing))
+    by_rule = {one.rule: one for one in score(state.all(Prediction))}
+    assert by_rule["threshold"].true == 1
+    assert by_rule["threshold"].lead_median_s == pytest.approx(15, abs=2)
+    assert by_rule["paper"].missed == 1  # of five hosts it sees nothing
+    assert by_rule["paper"].recall == 0.0
+    state = State("")
+    run(
+        Evaluator(Settings(), state),
+        rows_with("b", np.concatenate([np.full(20, 0.4), np.full(9, 0.8), np.full(20, 0.4)])),
+    )
+    assert {one.rule: one.false for one in score(state.all(Prediction))} == {"robust": 1, "threshold": 1}
+
+
+def test_a_prediction_whose_host_leaves_its_job_stays_unknown():
+    state = State("")
+    scorer = Scorer(state, 3600, "robust")
+    scorer.predict(KEY, 10.0, 0.8, 60.0, 0.05)
+    scorer.follow({("job-1", "b")}, 20.0)
+    (one,) = state.all(Prediction)
+    assert (one.outcome, one.ended, one.acting) == ("unknown", 20.0, True)
+    assert score([one])[0].precision is None
+
+
+def test_what_is_open_is_followed_on_after_a_restart(tmp_path):
+    state = State(str(tmp_path))
+    Scorer(state, 3600, "robust").predict(KEY, 10.0, 0.8, 60.0, 0.05)
+    state.close()
+    again = State(str(tmp_path))
+    Scorer(again, 3600, "robust").failed(["robust"], "memory", "job-1", "a", 65.0, 0.9)
+    (one,) = again.all(Prediction)
+    assert (one.outcome, one.lead_s) == ("true", 55.0)
+
+
+# --- learning
+
+
+def test_an_application_is_learned_from_jobs_that_complete_and_known_after_a_restart(tmp_path):
+    state = State(str(tmp_path))
+    groups = [Group("job-1", "app", "", HOSTS)]
+    for outcome, runs in (("failed", 0), ("completed", 1)):
+        learner = Learner(state, "unavailable")
+        for _ in range(100):
+            learner.take(groups, np.full(5, 0.4), np.array([False, False, False, False, True]))
+        learner.close(Membership(1, [], [], [Job("job-1", request(), outcome)]))
+        assert state.distribution("app", "unavailable").runs == runs
+    state.close()
+    learner = Learner(State(str(tmp_path)), "unavailable")
+    found = learner.relative_probability(["app", "other"], np.array([0.4, 0.8, 0.8]), np.array([0, 0, 1]))
+    assert found == pytest.approx([1.0, 0.0, 1.0], abs=0.2)
+
+
+def test_where_peers_cannot_tell_what_was_learned_does():
+    state = State("")
+    learner = Learner(state, "unavailable")
+    for _ in range(100):
+        learner.take([Group("job-0", "app", "", HOSTS)], np.full(5, 0.4), np.zeros(5, dtype=bool))
+    learner.close(Membership(1, [], [], [Job("job-0", request(), "completed")]))
+    rows = rows_with("b", np.concatenate([np.full(15, 0.4), np.full(25, 0.8)]))
+    two = Group("job-1", "app", "", ("a", "b"))
+    assert run(Evaluator(Settings(), state), rows, two)[0][0].host == "b"
+    assert not run(Evaluator(Settings()), rows, two)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "application"),
+    [
+        ("lammps", ["./lmp"], "lammps"),
+        ("job", ["/opt/lmp/bin/lmp", "-in", "x"], "lmp"),
+        ("job", ["python3", "-m", "failavoid.mpi", "/home/ada/app.py"], "app.py"),
+        ("job", [], "job"),
+    ],
+)
+def test_an_application_is_known_by_its_jobs_name_or_its_program(name, command, application):
+    assert application_of(Job("job-1", request(name), "running", command=command)) == application
+
+
+def test_hosts_of_different_hardware_are_not_compared():
+    hosts = [
+        Host(name, "", memory_kb=kb, numa={"0": [0, 1]}) for name, kb in (("a", 2**20), ("b", 2**20 + 99), ("c", 2**22))
+    ]
+    guests = [Guest(f"g{n}", "u", one.name, "", 0, [], 0, "ada", "ready", "job-1") for n, one in enumerate(hosts)]
+    groups = groups_of(Membership(1, hosts, guests, [Job("job-1", request(), "running")]))
+    assert [(group.name, group.hosts) for group in groups] == [("job-1/2x1g", ("a", "b")), ("job-1/2x4g", ("c",))]
+
+
+def test_the_time_of_an_evacuation_is_from_its_first_step_to_the_release():
+    steps = [Step("leased", 10.0, 10.1), Step("released", 17.0, 18.5)]
+    assert durations([Evacuation("e", "a", "job-1", "RETIRED", steps=steps), Evacuation("f", "a", "j", "LEASED")]) == [
+        8.5
+    ]
+
+
+# --- how samples arrive
+
+
+def sent(store, host, delay, lost=0, begin=0.0):
+    for second in range(70):
+        store.take(
+            Sample(host, "host", begin + second, {"mem_total_kb": 1.0, "mem_available_kb": 0.5}),
+            begin + second + delay,
+            lost=lost,
+        )
+
+
+def test_loss_delay_a_clock_that_is_off_and_silence_are_noticed():
+    store = Store(3600.0, 5.0)
+    sent(store, "well", 0.01)
+    sent(store, "lossy", 0.01, lost=1)
+    sent(store, "behind", 7.0)
+    sent(store, "silent", 0.01, begin=-60.0)
+    health = {node.node: node for node in store.health(70.0)}
+    assert health["well"].recent_loss == 0
+    assert health["lossy"].recent_loss == pytest.approx(0.5)
+    assert health["lossy"].lost == 70
+    assert health["behind"].skew_s == pytest.approx(-7.0)
+    assert of_nodes(health.values(), set(health)).keys() == {
+        ("lossy", "lossy"),
+        ("skewed", "behind"),
+        ("silent", "silent"),
+    }
+
+
+def test_a_host_whose_clock_is_behind_is_judged_by_what_it_sends_now():
+    store = Store(3600.0, 5.0)
+    sent(store, "behind", 20.0)
+    assert store.collect(89.5).shares("unavailable") == pytest.approx([0.5])
+
+
+def test_a_finding_is_said_when_it_begins_and_when_it_is_over():
+    state = State("")
+    findings = Findings(state)
+    node = NodeHealth("a", "host", 0.0, 10, 0, 0.0, 0.0, 0.0, True)
+    for now, members in ((1.0, {"a"}), (2.0, {"a"}), (3.0, set())):
+        findings.look("nodes", now, of_nodes([node], members))
+    (finding,) = state.all(Finding)
+    assert (finding.kind, finding.subject, finding.time, finding.ended) == ("silent", "a", 1.0, 3.0)
+
+
+# --- the archive
+
+
+def test_what_was_archived_is_known_again(tmp_path):
+    archive = Archive(tmp_path, 100)
+    archive.start()
+    groups = [Group("job-1", "app", "", HOSTS)]
+    for second in range(90):
+        archive.add(collected(1000.0 + second, np.full(5, 0.4)), groups if second < 80 else [])
+    archive.stop()
+    found = list(Archive(tmp_path, 100).recent(1000.0))
+    assert [collection.time for collection, _ in found] == [1000.0 + second for second in range(90)]
+    assert found[0][1] == groups
+    assert found[89][1] == []
+    assert found[5][0].shares("unavailable") == pytest.approx(np.full(5, 0.4))
+
+
+def test_the_archive_stays_within_its_limit(tmp_path):
+    archive = Archive(tmp_path, 1)
+    (tmp_path / "00000000-000000.npz").write_bytes(bytes(2 << 20))
+    archive.start()
+    archive.add(collected(1000.0, np.full(5, 0.4)), [])
+    archive.stop()
+    assert [path.name for path in tmp_path.glob("*.npz")] == ["19700101-001640.npz"]
+
+
+# --- other sources
+
+
+def context(store):
+    return Context("127.0.0.1", 0, b"s" * 48, store, lambda _name, _uuid: False)
+
+
+def eventually(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "this never came about"
+        time.sleep(0.02)
+
+
+class Prometheus(ThreadingHTTPServer):
+    """Answers instant queries for two hosts' memory as a Prometheus server does."""
+
+    def __init__(self):
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_):
+                pass
+
+            def do_GET(self):
+                query = parse_qs(urlsplit(self.path).query)["query"][0]
+                known = {
+                    "node_memory_MemTotal_bytes{job='n'} / 1024": "1000",
+                    "node_memory_MemAvailable_bytes{job='n'} / 1024": "250",
+                }
+                rows = [
+                    {"metric": {"instance": f"{host}.site:9100"}, "value": [1000.5, known[query]]}
+                    for host in ("h1", "h2")
+                    if query in known
+                ]
+                body = json.dumps({"status": "success", "data": {"resultType": "vector", "result": rows}}).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+
+def test_prometheus_gives_samples_of_the_hosts_it_scrapes():
+    store, server = Store(3600.0, 5.0), Prometheus()
+    options = {"url": f"http://127.0.0.1:{server.server_port}", "selector": "job='n'"}
+    source = open_source("prometheus", options, context(store))
+    source.start()
+    try:
+        eventually(lambda: len(store.last()) == 2)
+    finally:
+        source.stop()
+        server.shutdown()
+        server.server_close()
+    assert store.last()[0] == Sample("h1", "host", 1000.5, {"mem_total_kb": 1000.0, "mem_available_kb": 250.0})
+
+
+def test_an_ldms_file_is_followed_from_its_end_on(tmp_path):
+    path, store = tmp_path / "meminfo.csv", Store(3600.0, 5.0)
+    header = ["#Time", "ProducerName", "MemTotal", "MemAvailable"]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, [1.0, "old", 1000, 500]])
+    source = open_source("ldms", {"path": str(path)}, context(store))
+    source.start()
+    try:
+        time.sleep(0.5)
+        with path.open("a", newline="") as file:
+            csv.writer(file).writerow([2.0, "h1.site", 1000, 250])
+        eventually(store.last)
+    finally:
+        source.stop()
+    assert store.last() == [Sample("h1", "host", 2.0, {"mem_total_kb": 1000.0, "mem_available_kb": 250.0})]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "complaint"),
+    [
+        ("telepathy", {}, "installed are agents, ldms, prometheus"),
+        ("prometheus", {}, "give it as http://"),
+        ("prometheus", {"uri": "x"}, "unknown option 'uri'"),
+        ("ldms", {"path": "meminfo.csv"}, "give the whole path"),
+        ("ldms", {"path": 3}, "str is needed"),
+    ],
+)
+def test_a_source_that_is_set_up_wrongly_is_refused(kind, options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        open_source(kind, options, context(Store(1.0, 1.0)))

@@ -1,0 +1,72 @@
+"""The role's template makes settings that the resource manager takes."""
+
+import json
+from pathlib import Path
+
+import jinja2
+import yaml
+
+from failavoid.resource_manager.settings import Hooks, Settings, WarmPool
+from failavoid.services import load_settings
+
+ROLE = Path(__file__).parents[2] / "roles/resource_manager"
+
+
+def settings(tmp_path, hosts, **variables):
+    """The settings for hosts, by name: their variables and what the role hypervisor found."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"to_json": json.dumps, "bool": bool}
+    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
+    found = {"memory_kb": 4096, "numa": {"0": [0, 1]}, "domain_type": "kvm", "cpu": "EPYC"}
+    hostvars = {
+        name: {
+            "ansible_host": f"10.0.0.{number}",
+            "hypervisor_found": {"boot_id": "b", "host": {**found, **changes.pop("found", {})}},
+            **changes,
+        }
+        for number, (name, changes) in enumerate(hosts.items(), 1)
+    }
+    given = {
+        **defaults,
+        "ansible_managed": "made by a test",
+        "hostvars": hostvars,
+        "resource_manager_hosts": list(hosts),
+        "resource_manager_spares": 1,
+        "resource_manager_head_address": "10.0.0.100",
+        "resource_manager_guest_network": "10.0.2.0/24",
+        **variables,
+    }
+    path = tmp_path / "resource_manager.yml"
+    path.write_text(environment.from_string((ROLE / "templates/resource_manager.yml.j2").read_text()).render(given))
+    return load_settings(Settings, path)
+
+
+def test_the_defaults_are_settings(tmp_path):
+    made = settings(tmp_path, {"host01": {}})
+    assert (made.warm_pools, made.hooks, made.compatible, made.share_cores) == ([], Hooks(), {}, False)
+    assert made.hosts[0].numa == {"0": [0, 1]}
+
+
+def test_pools_and_commands_come_through(tmp_path):
+    made = settings(
+        tmp_path,
+        {"host01": {}},
+        resource_manager_warm_pools=[{"guests": 2, "user": "ada"}],
+        resource_manager_hooks={"alarm": ["echo $FAILAVOID_HOST"], "must_succeed": True},
+    )
+    assert made.warm_pools == [WarmPool(2, user="ada")]
+    assert made.hooks == Hooks(alarm=["echo $FAILAVOID_HOST"], must_succeed=True)
+
+
+def test_a_hosts_class_is_the_inventorys_word_or_its_processors_unless_all_are_alike(tmp_path):
+    made = settings(
+        tmp_path,
+        {
+            "host01": {"failavoid_hardware_class": "rome", "failavoid_reserved_spare": True},
+            "host02": {},
+            "host03": {"guest_cpu_model": "EPYC-Rome"},
+            "host04": {"found": {"domain_type": "qemu"}},
+        },
+    )
+    assert [host.hardware_class for host in made.hosts] == ["rome", "EPYC", "", ""]
+    assert [host.reserved_spare for host in made.hosts] == [True, False, False, False]
