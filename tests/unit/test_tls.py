@@ -85,7 +85,8 @@ def test_the_command_line_speaks_with_the_sites_services_alone(service, authorit
 
 
 def test_an_agent_asks_for_notices_over_tls(recorder, authority, tmp_path):
-    agent = Ranks(AgentSettings("g1", "guest", TOKEN, ("", 1), recorder.url, str(authority.certificate)), str(tmp_path))
+    settings = AgentSettings("g1", "guest", TOKEN, ("", 1), recorder.url, authority=str(authority.certificate))
+    agent = Ranks(settings, str(tmp_path))
     threading.Thread(target=agent.listen, daemon=True).start()
     deadline = time.monotonic() + PATIENCE_S
     while not recorder.heard:
