@@ -10,25 +10,35 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PACKAGES := binutils gcc gnutls-bin libvirt-dev make pkg-config python3-dev python3-venv \
   fuse3 iproute2 lxcfs mmdebstrap openmpi-bin openssh-client procps python3-mpi4py python3-numpy systemd-container
 # for the tests of the MPI wrapper: the compilers of both MPIs
-PACKAGES += gfortran libmpich-dev libopenmpi-dev mpich
+TEST_PACKAGES := gfortran libmpich-dev libopenmpi-dev mpich
+define install_packages
+	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(1) 2>&1 | awk '!/^installed /'); \
+	if [ -n "$$missing" ]; then echo "== installing Debian packages"; apt-get -q update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $(1); fi
+endef
 
 .PHONY: help
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 20
 
-$(VENV)/.installed: requirements/dev.txt requirements/mpich.txt pyproject.toml
+$(VENV)/.installed: requirements/dev.txt pyproject.toml
 	@test "$$(id -u)" = 0 || { echo "The testbed makes network bridges and containers: run this as root." >&2; exit 1; }
-	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>&1 | awk '!/^installed /'); \
-	if [ -n "$$missing" ]; then echo "== installing Debian packages"; apt-get -q update && \
-	  DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $(PACKAGES); fi
+	$(call install_packages,$(PACKAGES))
 	@echo "== making $(VENV) from requirements/dev.txt"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --requirement requirements/dev.txt
 	$(BIN)/pip install --quiet --no-deps --editable .
+	@touch $@
+
+.venv-mpich/.installed: requirements/mpich.txt
+	$(call install_packages,$(TEST_PACKAGES))
 	@echo "== making .venv-mpich from requirements/mpich.txt, since two MPIs in one would overwrite each other"
 	$(PYTHON) -m venv .venv-mpich
 	.venv-mpich/bin/pip install --quiet --requirement requirements/mpich.txt
 	@touch $@
+
+.PHONY: test-tools
+test-tools: venv .venv-mpich/.installed ## make .venv-mpich too, and install the compilers of both MPIs
 
 .PHONY: venv
 venv: $(VENV)/.installed ## make .venv with pinned versions
@@ -56,12 +66,17 @@ testbed: venv ## make the testbed's hosts and deploy everything on them
 	@python -m failavoid.demo --scale $(SCALE) --testbed-only
 
 .PHONY: test
-test: venv ## unit tests, MPI tests, then all tests on one real testbed
+test: test-tools ## unit tests, MPI tests, then all tests on one real testbed
 	@python -m failavoid.demo --scale default --testbed-only
-	python -m pytest tests
+	python -m pytest tests/unit tests/mpi tests/testbed
+
+.PHONY: faults
+faults: test-tools ## kill services, cut networks, stop the NFS server during evacuations, on the testbed
+	@python -m failavoid.demo --scale default --testbed-only
+	python -m pytest tests/faults
 
 .PHONY: bench
-bench: venv ## measure; writes build/bench/*.json
+bench: test-tools ## measure; writes build/bench/*.json
 	@python -m failavoid.demo --scale default --testbed-only
 	python -m tests.bench
 	python -m tests.bench.barrier

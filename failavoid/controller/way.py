@@ -319,6 +319,7 @@ class Way:
             evacuation.failed_spares[spare] = reason
             self._steps.begin("attempt_failed", reason)
         self._around.news.bump()  # who waits at the gate is sent home
+        self._wait_while_cut_off()
         end = self._around.clock.now() + self._around.limits.give_back_timeout_s
         if self._move is not None:
             self._move.end(end, self._around.clock.wait)
@@ -426,8 +427,22 @@ class Way:
             raise SpareFailedError(f"the destination could not be prepared: {failures}", dead)
 
     def _spare_is_dead(self) -> bool:
-        """Whether the spare's libvirt does not answer: then nobody else should get it."""
-        return not self._around.verifier.can_be_asked(self._evacuation.spare or "")
+        """Whether the spare's libvirt does not answer while the source's does: then nobody else should get it.
+
+        Where neither answers it may be this host that is cut off, and no spare is lost for that.
+        """
+        asked = self._around.verifier.can_be_asked
+        return not asked(self._evacuation.spare or "") and asked(self._evacuation.host)
+
+    def _wait_while_cut_off(self) -> None:
+        """Where neither end answers, wait for a while: the next spare could not be reached either."""
+        evacuation, around = self._evacuation, self._around
+        until = around.clock.now() + around.limits.settle_timeout_s
+        while not self._job_over() and not evacuation.cancel and around.clock.now() < until:
+            if any(map(around.verifier.can_be_asked, (evacuation.spare or "", evacuation.host))):
+                return
+            log.warning("%s: neither %s nor %s answers", evacuation.id, evacuation.host, evacuation.spare)
+            around.clock.sleep(around.limits.retry_s)
 
     def _guests_to_move(self) -> dict[str, Guest]:
         """Return the guests that are to leave, as the resource manager knows them now, by name."""

@@ -295,7 +295,7 @@ def _migrate(connection: Any, record: Record, move: Move, save: Callable[[], Non
         domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE), move.cores, move.numa_node
     )
     flags = libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_TLS
-    # QEMU's emulation misses pages that a guest writes while its memory is on its way (docs/testbed.md): it stands still
+    # QEMU's emulation misses what a guest writes while its memory is on its way (docs/testbed.md): it stands still
     if not domain_xml.is_emulated(pinned):
         flags |= libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_AUTO_CONVERGE
     parameters = {

@@ -16,7 +16,7 @@ from failavoid.demo.site import Site
 from failavoid.shared.messages import Evacuation, Guest, from_dict
 
 ENDED = ("RETIRED", "CANCELLED", "FAILED")
-GO = f"/home/{USER}/go"
+HOME = f"/home/{USER}"
 BOOT_S, MOVE_S = 300.0, 240.0
 STEADY = Growth(start_mb=20, rate_mb_s=1, limit_mb=24, hold_s=3600)
 
@@ -29,6 +29,7 @@ class LongJob:
     services: Services
     job: RunningJob
     ident: str
+    go: str  # the file that lets the program go on
 
     def guests(self) -> list[Guest]:
         """Its guests as the resource manager knows them."""
@@ -88,6 +89,18 @@ class LongJob:
                     found[name].append(host)
         return found
 
+    def services_answer(self) -> bool:
+        """Whether the resource manager and the controller answer, within half a minute: they may have been killed."""
+
+        def answer() -> bool:
+            try:
+                self.services.membership()
+                return self.services.controller.get("/evacuations").status_code == 200
+            except httpx.HTTPError:
+                return False
+
+        return wait_until(answer, 30)
+
     def restore(self) -> None:
         """Bring every defunct host back into service."""
         for host in self.services.membership().hosts:
@@ -99,23 +112,30 @@ class LongJob:
         return sum(host.pool == "free" for host in self.services.membership().hosts)
 
     def finish(self) -> int | None:
-        """Let the program come to its end; its exit status."""
-        self.site.run(self.site.head, "sh", "-c", f"echo stop >{GO}")
+        """Let the program come to its end; its exit status.
+
+        The word is written in a guest, by way of the NFS server, which would not see at once what is written beside it.
+        """
+        ssh = ["ssh", "-F", f"{HOME}/.failavoid/jobs/{self.ident}/ssh_config", self.guests()[0].address]
+        as_user = ["runuser", "-u", USER, "--", "env", f"HOME={HOME}"]
+        self.site.run(self.site.head, *as_user, *ssh, f"echo stop >{self.go}")
         return self.job.wait(MOVE_S)
 
 
 @contextlib.contextmanager
 def long_job(site: Site, services: Services, hosts: int, guests_per_host: int, memory_mb: int) -> Iterator[LongJob]:
     """Start the demonstration's program on so many hosts; it is ended, and all hosts restored, afterwards."""
-    site.run(site.head, "sh", "-c", f"echo go >{GO}; chown {USER} {GO}")
+    go = f"{HOME}/go-{time.time_ns()}"
+    site.run(site.head, "sh", "-c", f"echo go >{go}; chown {USER} {go}")
     scale = Scale("long", "testbed", hosts, 1, guests_per_host, memory_mb, STEADY, STEADY)
-    job = start_job(site, scale, "long", "migrate", STEADY, print, "--while-go", GO)
+    job = start_job(site, scale, "long", "migrate", STEADY, print, "--while-go", go)
     try:
         assert job.wait_for("iteration", BOOT_S), "the application did not start"
         ident = next(job.id for job in services.membership().jobs if job.state == "running")
-        yield LongJob(site, services, job, ident)
+        yield LongJob(site, services, job, ident, go)
     finally:
         job.end()
+        site.run(site.head, "rm", "-f", go)
         for host in services.membership().hosts:
             if host.pool == "defunct":
                 with contextlib.suppress(httpx.HTTPError):

@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from failavoid.demo.job import RunningJob, start_job
 from failavoid.demo.observe import Services, wait_until
-from failavoid.demo.scale import SCALES, Growth
 from failavoid.demo.site import Site
 from failavoid.shared.messages import Evacuation, from_dict
+from tests.testbed.long_job import MOVE_S, LongJob, long_job
 
 WAY = ["alarm", "leased", "noticed", "gathered", "migrating", "verified", "released", "retired"]
-TWO_HOSTS = replace(SCALES["default"], hosts_in_use=2, guests_per_host=1, guest_memory_mb=288)
-A_MINUTE = Growth(start_mb=10, rate_mb_s=0.5, limit_mb=40, hold_s=5)
-BOOT_S, MOVE_S = 300.0, 240.0
 
 
-@pytest.fixture
-def job(site: Site, services: Services) -> RunningJob:
-    """An MPI job on two hosts that computes for a minute; its hosts are in service again afterwards."""
-    job = start_job(site, TWO_HOSTS, "moves", "migrate", A_MINUTE, print)
-    assert job.wait_for("iteration", BOOT_S), "the application did not start"
-    yield job
-    job.end()
-    for host in services.membership().hosts:
-        if host.pool == "defunct":
-            services.restore(host.name)
+@pytest.fixture(scope="module")
+def job(site: Site, services: Services) -> Iterator[LongJob]:
+    """An MPI job on two hosts that computes on through all of these tests, and checks its own result."""
+    with long_job(site, services, hosts=2, guests_per_host=1, memory_mb=288) as job:
+        yield job
+        assert job.finish() == 0
+        assert job.job.said("RESULT correct")
 
 
-def running_job(services: Services) -> str:
-    return next(job.id for job in services.membership().jobs if job.state == "running")
+@pytest.fixture(autouse=True)
+def hosts_return(job: LongJob) -> Iterator[None]:
+    """After each test the job computes on, and the host that was left is in service again."""
+    yield
+    assert job.goes_on()
+    job.restore()
 
 
 def host_of(services: Services, job: str) -> str:
@@ -60,7 +57,7 @@ def pool(services: Services, host: str) -> str:
 
 
 def test_a_jobs_guests_leave_a_host_while_its_ranks_wait(site, services, job):
-    ident = running_job(services)
+    ident = job.ident
     source = host_of(services, ident)
     before = {guest.name: guest.host for guest in services.membership().guests if guest.job == ident}
     told = ended(services, order(services, source))
@@ -84,20 +81,15 @@ def test_a_jobs_guests_leave_a_host_while_its_ranks_wait(site, services, job):
     assert pool(services, source) == "defunct"
     assert pool(services, str(told.spare)) == "allocated"
 
-    assert job.wait(MOVE_S) == 0
-    assert job.said("RESULT correct")
-
 
 def test_a_restart_of_the_controller_does_not_stop_a_move(site, services, job):
-    source = host_of(services, running_job(services))
+    source = host_of(services, job.ident)
     name = order(services, source)
     assert wait_until(lambda: evacuation(services, name).state == "MIGRATING", MOVE_S, interval=0.05)
     site.run(site.head, "systemctl", "restart", "failavoid-controller")
     assert wait_until(lambda: answers(services.controller), 30)
     told = ended(services, name)
     assert (told.state, told.error) == ("RETIRED", "")
-    assert job.wait(MOVE_S) == 0
-    assert job.said("RESULT correct")
 
 
 def answers(client: httpx.Client) -> bool:
@@ -108,7 +100,7 @@ def answers(client: httpx.Client) -> bool:
 
 
 def test_a_controller_that_is_killed_while_ranks_gather_or_guests_move_goes_on(site, services, job):
-    ident = running_job(services)
+    ident = job.ident
     source = host_of(services, ident)
     guest = next(g for g in services.membership().guests if g.job == ident and g.host == source)
     pause(site, source, guest.name, "suspend")
@@ -123,8 +115,6 @@ def test_a_controller_that_is_killed_while_ranks_gather_or_guests_move_goes_on(s
     kill_controller(site, services)
     told = ended(services, name)
     assert (told.state, told.error, told.attempt) == ("RETIRED", "", 1)
-    assert job.wait(MOVE_S) == 0
-    assert job.said("RESULT correct")
 
 
 def kill_controller(site: Site, services: Services) -> None:
@@ -133,7 +123,7 @@ def kill_controller(site: Site, services: Services) -> None:
 
 
 def test_a_plan_is_made_without_acting(services, job):
-    source = host_of(services, running_job(services))
+    source = host_of(services, job.ident)
     before = len(services.controller.get("/evacuations").json())
     (plan,) = services.controller.get(f"/plan?host={source}").json()
     assert plan["decision"] == "migrate"
@@ -143,7 +133,7 @@ def test_a_plan_is_made_without_acting(services, job):
 
 
 def test_an_evacuation_that_is_cancelled_leaves_everything_as_it_was(site, services, job):
-    ident = running_job(services)
+    ident = job.ident
     source = host_of(services, ident)
     before = services.membership()
     # with its agent stopped the guest can't report, so the guests wait at the gate
@@ -162,8 +152,6 @@ def test_an_evacuation_that_is_cancelled_leaves_everything_as_it_was(site, servi
     assert {g.name: g.host for g in after.guests} == {g.name: g.host for g in before.guests}
     assert pool(services, str(told.spare)) == "free"
     assert guest.name not in site.run(str(told.spare), "ls", "/var/lib/failavoid/guests", check=False)
-    assert job.wait(MOVE_S) == 0
-    assert job.said("RESULT correct")
 
 
 def pause(site: Site, host: str, guest: str, how: str) -> None:

@@ -269,7 +269,7 @@ def test_a_move_outlives_the_playbook_and_its_task(hand, ends, slow):
     playbook.wait()
     mover = json.loads(hand.site.run(here, "cat", f"{RECORDS}/{ident}.json"))["process"]
     hand.shell(here, f"for p in $(pgrep -f 'python3$|AnsiballZ'); do [ $p = {mover} ] || kill -9 $p; done", check=False)
-    assert hand.domains(here)[ONE] == "running"
+    assert hand.domains(here)[ONE] in ("running", "paused")  # an emulated one stands still
 
     # the guest is nobody else's to act on; its memory goes over TLS
     assert f"locked by: migration of {ident}" in hand.remove(here, ONE).failures[0]

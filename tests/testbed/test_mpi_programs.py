@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import pytest
 from failavoid.demo.observe import Services, wait_until
 from failavoid.demo.site import Site
 from tests.mpi.installations import HERE, OPENMPI4, Builds
-from tests.testbed.test_evacuation import BOOT_S, MOVE_S, ended, host_of, order
+from tests.testbed.long_job import BOOT_S, MOVE_S
+from tests.testbed.test_evacuation import ended, host_of, order
 from tests.testbed.test_jobs import HOME, USER, start
 
 TWO_HOSTS = ("--hosts", "2", "--guests-per-host", "1", "--guest-memory", "288MiB")
-FOLDER = f"{HOME}/mpi-program"
 
 
 @pytest.fixture(scope="module")
@@ -24,43 +25,48 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
 
 
 @pytest.fixture(params=["c", "fortran"])
-def program(request: pytest.FixtureRequest, site: Site, builds: Builds) -> Iterator[list[str]]:
-    """The command of a program that runs until FOLDER/stop is there, in the user's home as head and guests see it."""
+def folder(request: pytest.FixtureRequest, site: Site, builds: Builds) -> Iterator[str]:
+    """The folder of a program that runs until `stop` is in it, in the user's home as head and guests see it.
+
+    Each program has one of its own: for a while the NFS server goes by what it saw under a name before.
+    """
+    folder = f"{HOME}/mpi-program-{time.time_ns()}"
     if request.param == "c":
         binary = builds.c(OPENMPI4, HERE / "programs.c")
     else:
         binary = builds.fortran(OPENMPI4, HERE / "loop_mpi_f08.f90")
-    site.run(site.head, "rm", "-rf", FOLDER)
-    site.run(site.head, "install", "-d", "-o", USER, FOLDER)
+    site.run(site.head, "install", "-d", "-o", USER, folder)
     with Path(binary).open("rb") as file:
-        command = ["sh", "-c", f"cat >{FOLDER}/program && chmod 0755 {FOLDER}/program"]
+        command = ["sh", "-c", f"cat >{folder}/program && chmod 0755 {folder}/program"]
         subprocess.run(site.ssh(site.head, *command), stdin=file, check=True)
-    yield [f"{FOLDER}/program", "pending", FOLDER]
-    site.run(site.head, "rm", "-rf", FOLDER)
+    yield folder
+    site.run(site.head, "rm", "-rf", folder)
 
 
 @pytest.fixture
-def job(site: Site, services: Services, program: list[str]) -> Iterator[subprocess.Popen[str]]:
+def job(site: Site, services: Services, folder: str) -> Iterator[subprocess.Popen[str]]:
     """The program as a job on two hosts; its hosts are in service again afterwards."""
-    process = start(site, "failavoid", "run", *TWO_HOSTS, "--", *program)
+    process = start(site, "failavoid", "run", *TWO_HOSTS, "--", f"{folder}/program", "pending_messages", folder)
     yield process
     if process.poll() is None:
-        site.run(site.head, "touch", f"{FOLDER}/stop")
+        site.run(site.head, "touch", f"{folder}/stop")
         process.communicate(timeout=MOVE_S)
     for host in services.membership().hosts:
         if host.pool == "defunct":
             services.restore(host.name)
 
 
-def test_a_program_computes_on_while_its_guest_moves(site, services, job):
-    assert wait_until(lambda: barriers(site, 0) > 5, BOOT_S), "the program did not start"
+def test_a_program_computes_on_while_its_guest_moves(site, services, folder, job):
+    assert wait_until(lambda: barriers(site, folder, 0) > 5, BOOT_S), "the program did not start"
     ident = next(known.id for known in services.membership().jobs if known.state == "running")
     told = ended(services, order(services, host_of(services, ident)))
     assert (told.state, told.error) == ("RETIRED", "")
     assert {step.name: step.detail for step in told.steps}["gathered"] == "1 of 1 guests ready"
-    left = [barriers(site, rank) for rank in (0, 1)]
-    assert wait_until(lambda: all(barriers(site, rank) > left[rank] + 5 for rank in (0, 1)), 60), "ranks do not run on"
-    site.run(site.head, "touch", f"{FOLDER}/stop")
+    left = [barriers(site, folder, rank) for rank in (0, 1)]
+    assert wait_until(lambda: all(barriers(site, folder, rank) > left[rank] + 5 for rank in (0, 1)), 60), (
+        "ranks do not run on"
+    )
+    site.run(site.head, "touch", f"{folder}/stop")
     _, errors = job.communicate(timeout=MOVE_S)
     assert job.returncode == 0, errors  # the program in C compares every message that it gets
     lines = [line for line in errors.splitlines() if f"failavoid: job {ident}: guest" in line]
@@ -68,7 +74,7 @@ def test_a_program_computes_on_while_its_guest_moves(site, services, job):
     assert f"guest {told.migrations[0].guest} moved" in lines[0]
 
 
-def barriers(site: Site, rank: int) -> int:
+def barriers(site: Site, folder: str, rank: int) -> int:
     """The number of barriers that a rank has left, from the file it writes."""
-    said = site.run(site.head, "od", "-An", "-tu8", f"{FOLDER}/{rank}", check=False).split()
+    said = site.run(site.head, "od", "-An", "-tu8", f"{folder}/{rank}", check=False).split()
     return int(said[1]) if len(said) > 1 else 0

@@ -51,6 +51,11 @@ def warm_pool(site: Site, services: Services) -> Iterator[None]:
 
 def write(site: Site, settings: str) -> None:
     site.run(site.head, "sh", "-c", f"cat >{SETTINGS} <<'END'\n{settings}END")
+    restart(site)
+
+
+def restart(site: Site) -> None:
+    """Restart the resource manager, and wait until it answers."""
     site.run(site.head, "systemctl", "restart", "failavoid-resource-manager")
     assert wait_until(lambda: site.run(site.head, "failavoid", "hosts", check=False) != "", 30)
 
@@ -94,8 +99,8 @@ def test_a_domain_that_nobody_knows_is_reported_and_keeps_its_host_from_new_work
 def test_a_drained_host_stays_so_through_a_restart_and_returns_after_its_checks(site, services):
     host = free_host(services)
     site.run(site.head, "failavoid", "drain", host, "--reason", "new fan")
-    site.run(site.head, "systemctl", "restart", "failavoid-resource-manager")
-    assert wait_until(lambda: known(services, host).reason == "new fan", 30)
+    restart(site)
+    assert known(services, host).reason == "new fan"
     site.run(host, "systemctl", "stop", "failavoid-agent")
     try:
         refused = services.resource_manager.post(f"/hosts/{host}/restore", json={}, timeout=60)
