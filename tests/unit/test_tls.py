@@ -18,6 +18,7 @@ from failavoid.agent.settings import Settings as AgentSettings
 from failavoid.cli import api
 from failavoid.cli.settings import NO_SERVICE, CliError
 from failavoid.monitor.settings import Settings
+from failavoid.resource_manager.hosts import heard_by_monitor
 from failavoid.services import SettingsError, Tls, client, load_settings
 from failavoid.shared import http as shared_http
 from failavoid.shared.tokens import mint
@@ -71,6 +72,11 @@ def test_a_service_and_an_agent_speak_with_a_service_whose_certificate_the_autho
     with client(service, TOKEN, str(authority.certificate)) as service_client:
         assert service_client.get("/alarms").json() == []
     assert shared_http.call("GET", f"{service}/alarms", TOKEN, authority=str(authority.certificate)) == []
+
+
+def test_the_resource_manager_asks_the_monitor_of_a_host_that_is_to_return(service, authority, stranger):
+    assert "has heard nothing of host1's agent" in heard_by_monitor(service, SECRET, str(authority.certificate))("host1")
+    assert "CERTIFICATE_VERIFY_FAILED" in heard_by_monitor(service, SECRET, str(stranger.certificate))("host1")
 
 
 def test_the_command_line_speaks_with_the_sites_services_alone(service, authority, stranger, monkeypatch):
