@@ -6,6 +6,8 @@ pydantic only describe it.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -14,9 +16,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
+from starlette.exceptions import HTTPException
 
 from failavoid.shared.messages import from_dict
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LAST_VERSION = 2**62
@@ -44,6 +48,8 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         (403, "The token's role, or its subject, may not do this."),
         (404, "There is no such thing."),
         (409, "It can't be done as things stand; the detail says what is in the way."),
+        (411, "The body comes without its length."),
+        (413, "The body is too long."),
         (422, "A name, number or document that makes no sense; the detail names the field."),
         (502, "A host did not do what it was asked to."),
         (503, "Not now: ask again later."),
@@ -84,7 +90,7 @@ def describe(app: FastAPI) -> None:
 
 
 def explain_refusals(app: FastAPI) -> None:
-    """Answer what can't be taken with a Problem and status 422."""
+    """Answer whatever can't be done with a Problem, and log whose token did not do."""
 
     @app.exception_handler(ValueError)
     async def bad_value(_request: Request, error: ValueError) -> Response:
@@ -94,10 +100,28 @@ def explain_refusals(app: FastAPI) -> None:
     async def bad_request(_request: Request, error: RequestValidationError) -> Response:
         return refusal(422, _sentence(error.errors()[0]))
 
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        act, detail = f"{request.method} {request.url.path}", error.detail
+        if error.status_code == 403:
+            caller = request.state.identity
+            log.warning("%r was refused to %s %s: %s", act, caller.role, caller.subject, detail)
+        elif "endpoint" not in request.scope or error.status_code == 405:  # no route took it
+            detail = f"there is no {act} here: /openapi.json lists what there is"
+        return refusal(error.status_code, detail, error.headers)
 
-def refusal(status: int, detail: str) -> JSONResponse:
+    @app.exception_handler(Exception)
+    async def failed(request: Request, _error: Exception) -> Response:
+        return refusal(
+            500,
+            f"{app.title} failed at {request.method} {request.url.path}. This is a defect: please report it with what "
+            "its journal says (journalctl, on the head)",
+        )
+
+
+def refusal(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """A Problem as an answer."""
-    return JSONResponse({"detail": detail}, status_code=status)
+    return JSONResponse({"detail": detail}, status_code=status, headers=dict(headers or {}))
 
 
 def _sentence(error: Any) -> str:

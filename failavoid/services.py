@@ -26,10 +26,12 @@ from failavoid.documents import PROBLEMS, describe, explain_refusals, refusal
 from failavoid.shared.messages import from_dict
 from failavoid.shared.tokens import Identity, InvalidTokenError, verify
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 READERS = ("service", "operator", "reader", "user")  # who may see a service's whole picture
 THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
+LONGEST_BODY = 4 << 20  # bytes; the longest document, of an evacuation of thousands of guests, has less than half
 _KEEP_ALIVE_S = 75  # longer than a long poll, so that agents and services keep their connections
 
 
@@ -98,12 +100,19 @@ def make_app(title: str, secret: bytes) -> FastAPI:
     @app.middleware("http")
     async def check_token(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            return refusal(401, "a token is needed: send the header 'Authorization: Bearer TOKEN'")
         try:
+            if scheme.lower() != "bearer" or not token:
+                raise InvalidTokenError("a token is needed: send the header 'Authorization: Bearer TOKEN'")
             request.state.identity = verify(secret, token)
         except InvalidTokenError as error:
-            return refusal(401, str(error))
+            address = request.client.host if request.client else "an unknown address"
+            log.warning("%r was refused to %s: %s", f"{request.method} {request.url.path}", address, error)
+            return refusal(401, str(error), {"WWW-Authenticate": "Bearer"})
+        if "Transfer-Encoding" in request.headers:
+            return refusal(411, "a body must come with its length: send the header Content-Length")
+        length = request.headers.get("Content-Length", "0")
+        if not length.isdecimal() or int(length) > LONGEST_BODY:
+            return refusal(413, f"the body has {length} bytes; at most {LONGEST_BODY} are taken")
         return await call_next(request)
 
     return app

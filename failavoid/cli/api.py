@@ -10,7 +10,7 @@ import time
 import urllib.parse
 from typing import Any
 
-from failavoid.cli.settings import NO_SERVICE, NO_TOKEN, REFUSED, CliError, load, token
+from failavoid.cli.settings import NO_SERVICE, NO_TOKEN, NOT_TRUSTED, REFUSED, CliError, load, token
 from failavoid.shared import http
 
 RETRY_S = 1.0
@@ -38,13 +38,15 @@ def name(word: str) -> str:
 
 
 def _call(service: str, method: str, path: str, body: Any, timeout: float) -> Any:
-    settings = load()
+    settings, spoken = load(), service.replace("_", " ")
     url = getattr(settings, service)
     try:
         return http.call(method, f"{url}{path}", token(), body, timeout, settings.authority)
+    except http.UntrustedError as error:
+        raise CliError(f"the {spoken} at {url} can't be trusted: {error.detail}", NOT_TRUSTED) from error
     except http.ApiError as error:
         if not error.status:
             raise CliError(
-                f"the {service.replace('_', ' ')} does not answer at {url} ({error.detail}): is it running?", NO_SERVICE
+                f"the {spoken} does not answer at {url} ({error.detail}): is it running?", NO_SERVICE
             ) from error
         raise CliError(error.detail, NO_TOKEN if error.status in (401, 403) else REFUSED) from error

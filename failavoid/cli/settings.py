@@ -17,6 +17,7 @@ WRONG_WORDS = 2
 REFUSED = 3  # the service said no
 NO_TOKEN = 4
 NO_SERVICE = 5
+NOT_TRUSTED = 6  # who answers has no certificate of the site's for that address
 
 
 class CliError(Exception):

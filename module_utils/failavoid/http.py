@@ -23,6 +23,13 @@ class ApiError(Exception):
         self.detail = detail or message
 
 
+class UntrustedError(ApiError):
+    """Who answers is not known to be the service, so nothing was told to it: ``status`` is 0."""
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(0, f"{url} can't be trusted: {why}", why)
+
+
 class Client:
     """Speaks with a service over one connection that stays open, so that long polls cost one handshake; for one thread.
 
@@ -41,7 +48,7 @@ class Client:
         """Send one request and return the parsed answer.
 
         ``timeout`` is in seconds, for connecting and for each read: give a long poll more
-        than it asks the service to wait. Raises ApiError.
+        than it asks the service to wait. Raises ApiError, and UntrustedError where the answer is a stranger's.
         """
         parts = urllib.parse.urlsplit(url)
         if self._place != (parts.scheme, parts.netloc):
@@ -56,6 +63,11 @@ class Client:
                     raise
                 self.close()  # the service ended, or closed what was idle
                 status, text = self._exchange(method, parts, body, timeout)
+        except UntrustedError:
+            raise
+        except ssl.SSLCertVerificationError as error:
+            self.close()
+            raise UntrustedError(url, _doubt(error)) from error
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise ApiError(0, f"{method} {url}: no answer ({error})", str(error) or type(error).__name__) from error
@@ -106,16 +118,35 @@ def call(
 
 @functools.lru_cache
 def _context(authority: str) -> ssl.SSLContext:
-    """What TLS needs to know: made once, because reading certificates costs more than the rest of a call."""
+    """What TLS needs to know: made once, because reading certificates costs more than the rest of a call.
+
+    Raises UntrustedError.
+    """
     try:
         context = ssl.create_default_context(cafile=authority or None)
     except OSError as error:
-        raise OSError(
-            f"the site's authority can't be read from {authority}: {error.strerror or error}; the role hypervisor "
-            "installs it on hosts and the head"
+        raise UntrustedError(
+            "a service",
+            f"the site's authority can't be read from {authority}: {error.strerror or error}. It is the file "
+            "/etc/failavoid/authority.pem of the head, which the role hypervisor installs on hosts too",
         ) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
+
+
+_TIME_DOUBTS = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, _HAS_EXPIRED, of OpenSSL's x509_vfy.h
+_NAME_DOUBTS = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH
+
+
+def _doubt(error: ssl.SSLCertVerificationError) -> str:
+    """What is wrong with a certificate, and the way out."""
+    if error.verify_code in _TIME_DOUBTS:
+        way = "compare this machine's clock with the head's; playbooks/site.yml renews certificates before they end"
+    elif error.verify_code in _NAME_DOUBTS:
+        way = "use one of the names in the head's certificate, or add this one to hypervisor_head_names"
+    else:
+        way = "this site's authority, /etc/failavoid/authority.pem of the head, has not signed its certificate"
+    return f"{error.verify_message}: {way}"
 
 
 def _detail(text: str) -> str:

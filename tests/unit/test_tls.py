@@ -11,12 +11,12 @@ import time
 
 import httpx
 import pytest
-from site_certificates import Authority
+from site_certificates import Authority, certificates
 
 from failavoid.agent.ranks import Ranks
 from failavoid.agent.settings import Settings as AgentSettings
 from failavoid.cli import api
-from failavoid.cli.settings import NO_SERVICE, CliError
+from failavoid.cli.settings import NOT_TRUSTED, CliError
 from failavoid.monitor.settings import Settings
 from failavoid.resource_manager.hosts import heard_by_monitor
 from failavoid.services import SettingsError, Tls, client, load_settings
@@ -85,9 +85,13 @@ def test_the_command_line_speaks_with_the_sites_services_alone(service, authorit
     monkeypatch.setenv("FAILAVOID_AUTHORITY", str(authority.certificate))
     assert api.call("monitor", "GET", "/alarms") == []
     monkeypatch.setenv("FAILAVOID_AUTHORITY", str(stranger.certificate))
-    with pytest.raises(CliError, match="CERTIFICATE_VERIFY_FAILED") as refused:
+    with pytest.raises(CliError, match=r"can't be trusted: .*authority\.pem of the head, has not signed") as refused:
         api.call("monitor", "GET", "/alarms")
-    assert refused.value.status == NO_SERVICE
+    assert refused.value.status == NOT_TRUSTED
+    monkeypatch.setenv("FAILAVOID_AUTHORITY", "/no/such.pem")
+    with pytest.raises(CliError, match=r"can't be read from /no/such\.pem: No such file") as refused:
+        api.call("monitor", "GET", "/alarms")
+    assert refused.value.status == NOT_TRUSTED
 
 
 def test_an_agent_asks_for_notices_over_tls(recorder, authority, tmp_path):
@@ -104,7 +108,7 @@ def test_an_agent_asks_for_notices_over_tls(recorder, authority, tmp_path):
 def test_nobody_speaks_with_a_service_that_another_authority_signed(service, stranger):
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         client(service, TOKEN, str(stranger.certificate)).get("/alarms")
-    with pytest.raises(shared_http.ApiError, match="CERTIFICATE_VERIFY_FAILED") as refused:
+    with pytest.raises(shared_http.UntrustedError, match="has not signed its certificate") as refused:
         shared_http.call("GET", f"{service}/alarms", TOKEN, authority=str(stranger.certificate))
     assert refused.value.status == 0
 
@@ -112,11 +116,20 @@ def test_nobody_speaks_with_a_service_that_another_authority_signed(service, str
 def test_a_certificate_counts_at_its_own_addresses_alone(authority):
     certificate, key = authority.issue("host01", "10.0.0.1")
     with Recorder(certificate, key) as elsewhere:
-        with pytest.raises(shared_http.ApiError, match=r"not valid for '127\.0\.0\.1'"):
+        with pytest.raises(shared_http.UntrustedError, match=r"not valid for '127\.0\.0\.1'.*hypervisor_head_names"):
             shared_http.call("GET", f"{elsewhere.url}/x", TOKEN, authority=str(authority.certificate))
         with pytest.raises(httpx.ConnectError, match=r"not valid for '127\.0\.0\.1'"):
             client(elsewhere.url, TOKEN, str(authority.certificate)).get("/x")
         assert elsewhere.heard == []  # not even the token
+
+
+def test_a_clock_that_is_off_is_what_a_certificate_out_of_its_time_speaks_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(certificates, "CLOCKS_APART_S", -86400)
+    site = Authority(tmp_path / "ca")
+    with Recorder(*site.issue("head01", "127.0.0.1")) as service:
+        with pytest.raises(shared_http.UntrustedError, match="not yet valid: compare this machine's clock"):
+            shared_http.call("GET", f"{service.url}/x", TOKEN, authority=str(site.certificate))
+        assert service.heard == []
 
 
 def test_a_service_does_not_answer_in_the_clear(service):
@@ -146,7 +159,7 @@ def test_a_service_speaks_tls_from_1_2_on(service, version, accepted):
 def test_an_authority_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(SettingsError, match=r"no\.pem.*tls\.authority"):
         client("https://127.0.0.1:1", TOKEN, str(tmp_path / "no.pem"))
-    with pytest.raises(shared_http.ApiError, match=r"no\.pem: No such file"):
+    with pytest.raises(shared_http.UntrustedError, match=r"no\.pem: No such file"):
         shared_http.call("GET", "https://127.0.0.1:1/", TOKEN, authority=str(tmp_path / "no.pem"))
 
 
