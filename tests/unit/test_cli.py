@@ -700,6 +700,28 @@ def test_an_evacuation_is_planned_confirmed_followed_and_told(controlled):
     assert failavoid(environment, "events", "--after", str(after))[1] == ""
 
 
+def test_the_audit_log_tells_in_one_order_who_changed_what_and_why_at_both_services(site, controlled):
+    world, environment = controlled
+    job = site.ready()
+    failavoid(environment, "drain", "host4", "--reason", "fan is loud")
+    evacuation = world.until_state(world.alarm(), "LEASED")
+    failavoid(environment, "cancel", evacuation.id, "--reason", "not now")
+    status, out, err = failavoid(environment, "audit")
+    assert status == 0, err
+    lines = out.splitlines()
+    assert sorted(lines, key=lambda line: line[:19]) == lines
+    assert any("resource_manager operator root        host drained host=host4: fan is loud" in line for line in lines)
+    assert any(f"controller       root                 cancel {evacuation.id}: not now" in line for line in lines)
+    assert any("user ada" in line and f"job submitted job={job.id} user=ada" in line for line in lines)
+    about = failavoid(environment, "audit", "--about", "host4", "--last", "1h")[1].splitlines()
+    assert 0 < len(about) < len(lines)
+    assert all("host4" in line for line in about)
+    documents = [json.loads(line) for line in failavoid(environment, "audit", "--json")[1].splitlines()]
+    assert {one["service"] for one in documents} == {"resource_manager", "controller"}
+    status, _, err = failavoid({**environment, "FAILAVOID_TOKEN": mint(SECRET, "user", "ada")}, "audit")
+    assert (status, "this one is of role user" in err) == (4, True)
+
+
 def test_new_evacuations_are_stopped_and_allowed_again(controlled):
     world, environment = controlled
     assert failavoid(environment, "stop-evacuations", "--reason", "storm")[0] == 0
