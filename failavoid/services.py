@@ -23,6 +23,7 @@ from fastapi.security import HTTPBearer
 
 from failavoid import __version__
 from failavoid.documents import PROBLEMS, describe, explain_refusals, refusal
+from failavoid.shared.http import THIS_MACHINE, keeps_tokens
 from failavoid.shared.messages import from_dict
 from failavoid.shared.tokens import Identity, InvalidTokenError, verify
 
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 READERS = ("service", "operator", "reader", "user")  # who may see a service's whole picture
-THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 LONGEST_BODY = 4 << 20  # bytes; the longest document, of an evacuation of thousands of guests, has less than half
 _KEEP_ALIVE_S = 75  # longer than a long poll, so that agents and services keep their connections
 
@@ -54,6 +54,15 @@ class Tls:
                 f"setting 'tls' is not enabled, and 'listen' is {listen}: tokens would cross the network in the clear. "
                 "Listen on 127.0.0.1, or enable TLS"
             )
+
+
+def check_url(name: str, url: str) -> None:
+    """Refuse a setting that is no URL of a service, or one over which tokens would cross a network in the clear.
+
+    Raises ValueError.
+    """
+    if not keeps_tokens(url):
+        raise ValueError(f"setting {name!r} is {url!r}; give it as https://ADDRESS:PORT")
 
 
 class SettingsError(Exception):

@@ -51,6 +51,7 @@ def load(path: Path | None = None) -> CliSettings:
     """
     import yaml
 
+    from failavoid.shared.http import keeps_tokens
     from failavoid.shared.messages import from_dict
 
     path = path or SETTINGS
@@ -64,6 +65,13 @@ def load(path: Path | None = None) -> CliSettings:
         url = os.environ.get(f"FAILAVOID_{service.upper()}_URL")
         if url:
             setattr(settings, service, url.rstrip("/"))
+        given = getattr(settings, service)
+        if not keeps_tokens(given):
+            raise CliError(
+                f"the {service.replace('_', ' ')} is given as {given!r}: give it as https://ADDRESS:PORT, in {path} or "
+                f"FAILAVOID_{service.upper()}_URL, or your token would cross the network in the clear",
+                WRONG_WORDS,
+            )
     settings.authority = os.environ.get("FAILAVOID_AUTHORITY") or settings.authority
     return settings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from failavoid.controller.limits import MODES, Limits, Policy, one_of
-from failavoid.services import Tls
+from failavoid.services import Tls, check_url
 
 
 @dataclass
@@ -28,7 +28,6 @@ class Settings:
         self.tls.check(self.listen)
         one_of("mode", self.mode, MODES)
         for name in ("url", "resource_manager"):
-            if not getattr(self, name).startswith(("http://", "https://")):
-                raise ValueError(f"setting {name!r} is {getattr(self, name)!r}; give it as https://ADDRESS:PORT")
+            check_url(name, getattr(self, name))
         if not 0 < self.port < 65536:
             raise ValueError(f"setting 'port' is {self.port}; it must be from 1 to 65535")

@@ -7,7 +7,7 @@ from typing import Any
 
 from failavoid.prediction.modes import Mode
 from failavoid.prediction.settings import RULES, RuleSettings
-from failavoid.services import Tls
+from failavoid.services import Tls, check_url
 
 METRICS = ("unavailable", "active")
 
@@ -66,8 +66,7 @@ class Settings:
             if not low <= value <= high:
                 raise ValueError(f"setting {name!r} is {value}; it must be from {low:g} to {high:g}")
         for name in ("resource_manager", "controller"):
-            if not getattr(self, name).startswith(("http://", "https://")):
-                raise ValueError(f"setting {name!r} is {getattr(self, name)!r}; give it as https://ADDRESS:PORT")
+            check_url(name, getattr(self, name))
         for application, changes in self.applications.items():
             try:
                 self.rules.changed_by(changes)

@@ -60,9 +60,11 @@ def _add_leases(app: FastAPI, manager: Manager) -> None:
         return {}
 
     @app.post("/placements", response_model=list[Placement])
-    def place(asked: Document[PlacementRequest], _caller: Identity = require("service")) -> list[dict[str, Any]]:
+    def place(asked: Document[PlacementRequest], caller: Identity = require("service")) -> list[dict[str, Any]]:
         with store.change() as state:
-            return [to_dict(placed) for placed in leases.reserve(state, asked.guests, asked.host, settings)]
+            placed = [to_dict(one) for one in leases.reserve(state, asked.guests, asked.host, settings)]
+            state.note(who(caller), "places reserved", guests=asked.guests, host=asked.host)
+            return placed
 
     @app.post("/leases/{ident}/commit", response_model=Nothing)
     def commit(ident: str, said: Document[Commit], caller: Identity = require("service")) -> dict[str, Any]:

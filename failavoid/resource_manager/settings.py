@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from failavoid.services import Tls
+from failavoid.services import Tls, check_url
 from failavoid.shared.names import check_domain, check_name
 
 
@@ -86,6 +86,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.tls.check(self.listen)
+        check_url("monitor", self.monitor)
         if self.spares < 1:
             raise ValueError(
                 f"setting 'spares' is {self.spares}; without a spare no host can be evacuated: use 1 or more"

@@ -13,6 +13,14 @@ import ssl
 import urllib.parse
 from typing import Any, Optional, Tuple
 
+THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
+
+
+def keeps_tokens(url: str) -> bool:
+    """Whether ``url`` is one to which a token may be sent: over TLS, or on this machine."""
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in THIS_MACHINE)
+
 
 class ApiError(Exception):
     """A service's refusal, or the lack of an answer (``status`` 0); ``detail`` is the reason alone."""

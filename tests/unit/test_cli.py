@@ -232,14 +232,18 @@ def test_no_command_loads_what_it_does_not_need(environment):
 
 def test_settings_come_from_the_file_and_the_environment(tmp_path, monkeypatch):
     path = tmp_path / "cli.yml"
-    path.write_text("controller: http://head:7413\nmpi_network: 10.0.0.0/8\n")
-    monkeypatch.setenv("FAILAVOID_MONITOR_URL", "http://other:1/")
+    path.write_text("controller: https://head:7413\nmpi_network: 10.0.0.0/8\n")
+    monkeypatch.setenv("FAILAVOID_MONITOR_URL", "https://other:1/")
     monkeypatch.setenv("FAILAVOID_AUTHORITY", "/home/ada/authority.pem")
     settings = load(path)
-    assert (settings.controller, settings.monitor) == ("http://head:7413", "http://other:1")
+    assert (settings.controller, settings.monitor) == ("https://head:7413", "https://other:1")
     assert settings.resource_manager == "https://127.0.0.1:7412"
     assert settings.authority == "/home/ada/authority.pem"
     assert settings.mpi_network == "10.0.0.0/8"
+    monkeypatch.setenv("FAILAVOID_MONITOR_URL", "http://head:7411")
+    with pytest.raises(CliError, match=r"give it as https://.*or FAILAVOID_MONITOR_URL.*in the clear"):
+        load(path)
+    monkeypatch.delenv("FAILAVOID_MONITOR_URL")
     path.write_text("controler: x\n")
     with pytest.raises(CliError, match="unknown field 'controler'"):
         load(path)

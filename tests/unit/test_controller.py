@@ -286,9 +286,10 @@ def test_hosts_that_cannot_be_reached_are_named_before_they_have_to_be_evacuated
     [
         ("port: 7413\n", "'url' is missing"),
         ("url: 10.77.0.1:7413\n", "line 1.*give it as https://"),
-        ("url: http://h:1\nlimits: {on_deadline: pray}\n", "use one of migrate, cancel"),
-        ("url: http://h:1\nlimits:\n  retry_s: -1\n", "line 3.*retry_s.*from 0"),
-        ("url: http://h:1\nlimits: {gather: 1}\n", "unknown field 'gather'"),
+        ("url: http://10.77.0.1:7413\n", "line 1.*give it as https://"),
+        ("url: https://h:1\nlimits: {on_deadline: pray}\n", "use one of migrate, cancel"),
+        ("url: https://h:1\nlimits:\n  retry_s: -1\n", "line 3.*retry_s.*from 0"),
+        ("url: https://h:1\nlimits: {gather: 1}\n", "unknown field 'gather'"),
     ],
 )
 def test_a_bad_setting_is_refused_by_name(tmp_path, text, complaint):
