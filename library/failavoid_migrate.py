@@ -148,6 +148,8 @@ def wait_at_gate(url: str, client: http.Client, timeout: float, aborted: Callabl
             raise CancelledError("the evacuation was given up")
         try:
             gate = client.call("GET", f"{url}?timeout={POLL_S}", timeout=POLL_S + 10)
+        except http.UntrustedError as error:  # waiting would not help
+            raise guests_here.GuestError(f"this host can't ask at the gate: {error}") from error
         except http.ApiError as error:
             if 400 <= error.status < 500:
                 raise guests_here.GuestError(f"the gate refuses this host: {error}") from error
