@@ -11,8 +11,8 @@ module: failavoid_certificates
 short_description: Issue and install the certificates of hosts
 description:
   - V(issued) keeps a certificate authority in a folder of the head and has a key and certificate for each host in it.
-  - Certificates count for ten years. They are made anew in the last 90 days of that, when names or addresses change, and when the
-    authority is another; so is the authority's own, with the same key, unless the site has brought it.
+  - Certificates count for ten years. They are made anew in the last 90 days of that, when names or addresses change, and
+    when the authority is another; so is the authority's own, with the same key, unless the site has brought it.
   - V(installed) puts a host's key and certificate where libvirt, QEMU and the services look for them.
   - The authority's certificate, which is public, comes into C(/etc/failavoid/authority.pem) too.
 version_added: "0.1.0"
@@ -227,7 +227,7 @@ def _said_of(certificate: Path, what: str) -> str:
 
 @contextlib.contextmanager
 def _template(folder: Path, lines: List[str]) -> Any:
-    """certtool's description of a certificate that counts from yesterday on: clocks of hosts may be behind this one's."""
+    """certtool's description of a certificate; it counts from yesterday on, for hosts whose clocks are behind."""
     begin = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time() - CLOCKS_APART_S))
     text = "\n".join([*lines, f'activation_date = "{begin}"', f"expiration_days = {DAYS}"]) + "\n"
     with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".template") as file:

@@ -1,7 +1,8 @@
 """`failavoid`: what runs where, and what an operator can do about it.
 
 Exit statuses: 0 done, 1 failed, 2 wrong words, 3 refused by a service, 4 no or the wrong token, 5 a service does not
-answer, 6 its certificate can't be trusted. `failavoid run` returns the program's own, or 75 if the job was lost with one of its guests.
+answer, 6 its certificate can't be trusted. `failavoid run` returns the program's own, or 75 if the job was lost with
+one of its guests.
 """
 
 # Modules are loaded by the command that needs them: a command is to answer at once.

@@ -7,11 +7,10 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
 
 from failavoid.controller.controller import Controller, RequestError
 from failavoid.controller.manager import ManagerError
-from failavoid.documents import After, Document, Nothing, Timeout
+from failavoid.documents import After, Document, Nothing, Timeout, refusal
 from failavoid.services import make_app, require
 from failavoid.shared.messages import (
     Alarm,
@@ -43,11 +42,11 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
 
     @app.exception_handler(RequestError)
     async def not_granted(_request: Request, error: RequestError) -> Response:
-        return JSONResponse({"detail": str(error)}, status_code=error.status)
+        return refusal(error.status, str(error))
 
     @app.exception_handler(ManagerError)
     async def no_membership(_request: Request, error: ManagerError) -> Response:
-        return JSONResponse({"detail": f"{error}; try again later"}, status_code=503)
+        return refusal(503, f"{error}; try again later")
 
     def shown(evacuation: Evacuation | None) -> dict[str, Any]:
         with around.changed:

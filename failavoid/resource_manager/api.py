@@ -7,10 +7,9 @@ import time
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse
 
 from failavoid import services
-from failavoid.documents import After, Document, Nothing, Timeout
+from failavoid.documents import After, Document, Nothing, Timeout, refusal
 from failavoid.resource_manager import api_hosts, background, placement
 from failavoid.resource_manager.guests import GuestError
 from failavoid.resource_manager.hosts import HostError, who
@@ -49,15 +48,15 @@ def make_api(manager: Manager) -> FastAPI:
 
     @app.exception_handler(placement.NoRoomError)
     async def no_room(_request: Request, error: placement.NoRoomError) -> Response:
-        return JSONResponse({"detail": str(error)}, status_code=409)
+        return refusal(409, str(error))
 
     @app.exception_handler(HostError)
     async def not_done(_request: Request, error: HostError) -> Response:
-        return JSONResponse({"detail": str(error)}, status_code=error.status)
+        return refusal(error.status, str(error))
 
     @app.exception_handler(ImageError)
     async def no_image(_request: Request, error: ImageError) -> Response:
-        return JSONResponse({"detail": str(error)}, status_code=503)
+        return refusal(503, str(error))
 
     _add_picture(app, manager)
     _add_jobs(app, manager)

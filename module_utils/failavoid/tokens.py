@@ -55,7 +55,8 @@ def verify(secret: bytes, token: str) -> Identity:
     if len(words) != 4 or words[0] not in ROLES:
         raise InvalidTokenError("the token is not of the form that 'failavoid token' prints: ROLE.SUBJECT.NONCE.MAC")
     role, subject, nonce, mac = words
-    if not hmac.compare_digest(mac.encode(), _mac(secret, (role, subject, nonce)).encode()):  # text would have to be ASCII
+    expected = _mac(secret, (role, subject, nonce))
+    if not hmac.compare_digest(mac.encode(), expected.encode()):  # as text it would have to be ASCII
         raise InvalidTokenError(f"the token for {role} {subject} was not made with this site's secret")
     return Identity(role, subject, nonce)
 

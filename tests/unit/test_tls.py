@@ -75,8 +75,10 @@ def test_a_service_and_an_agent_speak_with_a_service_whose_certificate_the_autho
 
 
 def test_the_resource_manager_asks_the_monitor_of_a_host_that_is_to_return(service, authority, stranger):
-    assert "has heard nothing of host1's agent" in heard_by_monitor(service, SECRET, str(authority.certificate))("host1")
-    assert "CERTIFICATE_VERIFY_FAILED" in heard_by_monitor(service, SECRET, str(stranger.certificate))("host1")
+    heard = heard_by_monitor(service, SECRET, str(authority.certificate))
+    assert "has heard nothing of host1's agent" in heard("host1")
+    heard = heard_by_monitor(service, SECRET, str(stranger.certificate))
+    assert "CERTIFICATE_VERIFY_FAILED" in heard("host1")
 
 
 def test_the_command_line_speaks_with_the_sites_services_alone(service, authority, stranger, monkeypatch):
