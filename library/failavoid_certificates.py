@@ -11,7 +11,7 @@ module: failavoid_certificates
 short_description: Issue and install the certificates of hosts
 description:
   - V(issued) keeps a certificate authority in a folder of the head and has a key and certificate for each host in it.
-  - Certificates count for ten years. They are made anew in the last 90 days of that, when names or addresses change, and
+  - Certificates count for ten years. They are made anew in the last 90 days of that, when names or addresses change, or
     when the authority is another; so is the authority's own, with the same key, unless the site has brought it.
   - V(installed) puts a host's key and certificate where libvirt, QEMU and the services look for them.
   - The authority's certificate, which is public, comes into C(/etc/failavoid/authority.pem) too.
