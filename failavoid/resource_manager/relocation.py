@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import httpx
 
+from failavoid import services
 from failavoid.resource_manager import placement
 from failavoid.resource_manager.guests import Guests
 from failavoid.resource_manager.identity import Identities
@@ -129,34 +130,35 @@ class Relocations:
         job.guests[job.guests.index(guest.name)] = other.name
 
 
-def by_controller(url: str, secret: bytes) -> Relocate:
-    """Moves by the controller's API. Guests that nothing is known of in the end are left out."""
-    headers = {"Authorization": f"Bearer {mint(secret, 'service', PROGRAM)}"}
+def by_controller(url: str, secret: bytes, authority: str = "") -> Relocate:
+    """Moves by the controller's API. Guests that nothing is known of in the end are left out. Raises SettingsError."""
+    client = services.client(
+        url, mint(secret, "service", PROGRAM), authority, timeout=httpx.Timeout(POLL_S + 10, connect=2.0)
+    )
 
     def relocate(request: RelocationRequest) -> dict[str, str]:
         stayed = {placed.guest: STAYED for placed in request.placements}
         began, asked, known = time.monotonic(), False, False
-        with httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(POLL_S + 10, connect=2.0)) as client:
-            while time.monotonic() - began < LIMIT_S:
-                try:
-                    if known:
-                        answer = client.get(f"/relocations/{request.id}", params={"timeout": POLL_S})
-                    else:
-                        answer = client.post("/relocations", json=to_dict(request))
-                    asked = True
-                    if 400 <= answer.status_code < 500 and not known:
-                        log.error("%s: the controller refused: %s", request.id, answer.text)
-                        return stayed
-                    answer.raise_for_status()
-                    said, known = from_dict(Relocation, answer.json()), True
-                    if said.ended is not None:
-                        return {migration.guest: migration.state for migration in said.migrations}
-                except (httpx.HTTPError, ValueError) as error:
-                    log.warning("%s: the controller: %s; asking again", request.id, error)
-                    asked = asked or not isinstance(error, httpx.ConnectError)
-                    if not asked and time.monotonic() - began > CONNECT_S:
-                        return stayed
-                    time.sleep(RETRY_S)
+        while time.monotonic() - began < LIMIT_S:
+            try:
+                if known:
+                    answer = client.get(f"/relocations/{request.id}", params={"timeout": POLL_S})
+                else:
+                    answer = client.post("/relocations", json=to_dict(request))
+                asked = True
+                if 400 <= answer.status_code < 500 and not known:
+                    log.error("%s: the controller refused: %s", request.id, answer.text)
+                    return stayed
+                answer.raise_for_status()
+                said, known = from_dict(Relocation, answer.json()), True
+                if said.ended is not None:
+                    return {migration.guest: migration.state for migration in said.migrations}
+            except (httpx.HTTPError, ValueError) as error:
+                log.warning("%s: the controller: %s; asking again", request.id, error)
+                asked = asked or not isinstance(error, httpx.ConnectError)
+                if not asked and time.monotonic() - began > CONNECT_S:
+                    return stayed
+                time.sleep(RETRY_S)
         log.error("%s: the controller did not say what came of it within %.0f s", request.id, LIMIT_S)
         return {}
 
