@@ -54,10 +54,10 @@ def test_strangers_are_refused_and_change_nothing(named):
     assert service.state() == before
 
 
-def test_readers_and_agents_can_change_nothing(named):
+def test_readers_can_change_nothing_and_hosts_agents_report_of_their_own_ranks_alone(named):
     _, table = named
     for (method, path), allowed in table.items():
-        if method != "GET":
+        if method != "GET" and path != "/hosts/{name}/report":
             assert not allowed & {"reader", "host"}, (method, path)
 
 
@@ -82,6 +82,15 @@ def test_a_guest_speaks_for_itself_alone_and_only_while_it_is_there(controller):
         assert api.request(method, path, headers=own, json=body).status_code in (200, 409)  # no notice was given yet
         for stranger in (others, bearer("guest", guest.name, "uuid-of-an-earlier-one")):
             assert api.request(method, path, headers=stranger, json=body).status_code == 403
+
+
+def test_a_host_speaks_for_itself_alone(controller):
+    host, other = controller.world.manager.membership.hosts[:2]
+    api = TestClient(controller.app)
+    for path, method in ((f"/hosts/{host.name}/notice?timeout=0", "GET"), (f"/hosts/{host.name}/report", "POST")):
+        body = {"job": "job-a", "epoch": 1, "state": "ready", "ranks": 1}
+        assert api.request(method, path, headers=bearer("host", host.name), json=body).status_code in (200, 409)
+        assert api.request(method, path, headers=bearer("host", other.name), json=body).status_code == 403
 
 
 def test_a_users_token_ends_and_starts_no_other_users_job(resource_manager):
