@@ -116,9 +116,10 @@ def main(arguments: list[str]) -> int:
         settings = load(path)
         import threading
 
-        from failavoid.agent import ranks
+        if settings.kind == "guest" or settings.controller:  # a guest without one is badly deployed, and says so
+            from failavoid.agent import ranks
 
-        threading.Thread(target=ranks.run, args=(settings,), name="ranks", daemon=True).start()
+            threading.Thread(target=ranks.run, args=(settings,), name="ranks", daemon=True).start()
         if settings.resource_manager:
             from failavoid.agent import assignment
 

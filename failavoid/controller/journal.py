@@ -139,9 +139,15 @@ class Journal:
             record = json.dumps(to_dict(relocation))
             db.execute("INSERT OR REPLACE INTO relocations VALUES (?, ?)", (relocation.id, record))
 
-    def relocations(self) -> list[Relocation]:
-        """Every relocation there ever was."""
-        return [from_dict(Relocation, json.loads(record)) for (record,) in self._rows("SELECT record FROM relocations")]
+    def relocation(self, name: str) -> Relocation | None:
+        """Return a relocation."""
+        rows = self._rows("SELECT record FROM relocations WHERE id = ?", name)
+        return from_dict(Relocation, json.loads(rows[0][0])) if rows else None
+
+    def open_relocations(self) -> list[Relocation]:
+        """Return the relocations that have not ended."""
+        rows = self._rows("SELECT record FROM relocations WHERE json_extract(record, '$.ended') IS NULL")
+        return [from_dict(Relocation, json.loads(record)) for (record,) in rows]
 
     # -- events --------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import logging
 from failavoid.controller.fleet import destinations
 from failavoid.controller.spare import Spare, SpareFailedError
 from failavoid.controller.surroundings import Surroundings
+from failavoid.controller.verification import Patience
 from failavoid.shared.messages import Evacuation
 
 log = logging.getLogger(__name__)
@@ -36,14 +37,15 @@ class Reach:
         Returns whether it was the head that was cut off, and is back. What becomes of the lease is not looked at here.
         """
         evacuation, around = self._evacuation, self._around
-        verifier, began, cut_off = around.verifier, around.clock.now(), False
+        verifier, cut_off = around.verifier, False
+        patience = Patience(verifier, around.limits.settle_timeout_s)
         while not around.cluster.job_is_over(evacuation.job) and not evacuation.cancel:
             if any(map(verifier.can_be_asked, (*destinations(evacuation), evacuation.host))):
                 return cut_off
             if not cut_off and verifier.head_is_cut_off():
                 cut_off = True
                 log.error("%s: THE HEAD IS CUT OFF from most hosts: it waits", evacuation.id)
-            if verifier.gives_up(began, around.limits.settle_timeout_s):
+            if patience.is_over():
                 log.error("%s: neither %s nor %s answers", evacuation.id, evacuation.host, evacuation.spare)
                 break
             with contextlib.suppress(SpareFailedError):

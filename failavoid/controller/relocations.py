@@ -19,29 +19,27 @@ log = logging.getLogger(__name__)
 
 
 class Relocations:
-    """All relocations by name, each with its thread while it is under way. For any thread."""
+    """The relocations that are under way, by name, each with its thread. For any thread."""
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
-        self._known = {one.id: one for one in around.journal.relocations()}
+        self._open = {one.id: one for one in around.journal.open_relocations()}
 
     def resume(self) -> None:
         """Take up the relocations that were under way when the controller ended."""
-        for relocation in self._known.values():
-            if relocation.ended is None:
-                log.warning("%s: taken up again", relocation.id)
-                self._start(relocation)
+        for relocation in list(self._open.values()):
+            log.warning("%s: taken up again", relocation.id)
+            self._start(relocation)
 
     def find(self, name: str) -> Relocation | None:
-        """Return a relocation."""
-        return self._known.get(name)
+        """Return a relocation, also one that has ended."""
+        return self._open.get(name) or self._around.journal.relocation(name)
 
     def concern(self, host: str) -> bool:
         """Whether guests are on their way from or to a host. For who holds the lock of the controller's memory."""
         return any(
             host in (migration.source, migration.destination)
-            for relocation in list(self._known.values())
-            if relocation.ended is None
+            for relocation in list(self._open.values())
             for migration in relocation.migrations
         )
 
@@ -51,8 +49,8 @@ class Relocations:
         guests = {guest.name: guest for guest in membership.guests}
         hosts = {host.name for host in membership.hosts}
         with self._around.changed:
-            if request.id in self._known:
-                return self._known[request.id]
+            if known := self.find(request.id):
+                return known
             unknown = [p.guest for p in request.placements if p.guest not in guests]
             unknown += [p.host for p in request.placements if p.host not in hosts]
             if unknown or not request.placements:
@@ -67,7 +65,7 @@ class Relocations:
             self._around.journal.save_relocation(relocation)
             words = ", ".join(f"{m.guest} from {m.source} to {m.destination}" for m in migrations)
             self._around.journal.note_request(who, "relocate", relocation.id, f"for job {request.job}", words)
-            self._known[relocation.id] = relocation
+            self._open[relocation.id] = relocation
         log.info("%s: %s for job %s", relocation.id, words, relocation.job)
         self._start(relocation)
         return relocation
@@ -91,6 +89,7 @@ class Relocations:
             with around.changed:
                 relocation.error, relocation.ended = "; ".join(troubles), around.clock.now()
                 around.journal.save_relocation(relocation)
+                del self._open[relocation.id]
                 around.changed.notify_all()
         except sqlite3.Error:
             log.critical("%s: the journal can't be used: the controller ends", relocation.id, exc_info=True)

@@ -50,10 +50,10 @@ class Verifier:
     def locate(self, job: str, migrations: list[Migration]) -> list[str]:
         """Set the state of each migration by what both ends say; returns what is wrong with those that stayed."""
         said = {m.guest: m.state for m in migrations}
-        began = self.clock.now()
+        patience = Patience(self, self.limits.settle_timeout_s)
         while True:
             troubles = self._look(job, migrations, said)
-            if all(m.state != UNCLEAR for m in migrations) or self.gives_up(began, self.limits.settle_timeout_s):
+            if all(m.state != UNCLEAR for m in migrations) or patience.is_over():
                 return troubles
             self.clock.sleep(_LOOK_S)
 
@@ -69,11 +69,6 @@ class Verifier:
         asked = sorted(hosts)[:: -(-len(hosts) // _ASKED)] if hosts else []
         views = self.clock.in_parallel(lambda name: self.look(hosts[name]), asked)
         return len(asked) > 1 and 2 * sum(view is None for view in views.values()) > len(asked)
-
-    def gives_up(self, began: float, timeout_s: float) -> bool:
-        """Whether that is over for what is waited for since ``began``; a head that is cut off waits for longer."""
-        waited = self.clock.now() - began
-        return waited > timeout_s and (waited > self.limits.cut_off_timeout_s or not self.head_is_cut_off())
 
     def _look(self, job: str, migrations: list[Migration], said: dict[str, str]) -> list[str]:
         addresses = {host.name: host.address for host in self.cluster.refresh().hosts}
@@ -111,21 +106,20 @@ class Verifier:
         arrivals = self.ask(evacuation, moved)
         if not arrivals:
             return []
-        began, timeout_s = self.clock.now(), self.limits.reach_timeout_s
+        until, patience = self.clock.now() + self.limits.reach_timeout_s, Patience(self, self.limits.reach_timeout_s)
         addresses = {arrival.guest: arrival.address for arrival in arrivals}
         silent = list(addresses)
         while True:
             answered = self.clock.in_parallel(lambda guest: self.answers(addresses[guest]), silent)
             silent = [guest for guest in silent if not answered[guest]]
-            if not silent or self.gives_up(began, timeout_s):
+            if not silent or patience.is_over():
                 break
             self.clock.sleep(_CONNECT_S)
 
         def all_said() -> bool:
             return self.cluster.job_is_over(evacuation.job) or not self._missing(evacuation, arrivals)
 
-        until = began + timeout_s
-        while not self.clock.wait(all_said, until) and not self.gives_up(began, timeout_s):
+        while not self.clock.wait(all_said, until) and not patience.is_over():
             until = self.clock.now() + self.limits.retry_s
         troubles = [f"{guest} moved, but does not answer at {addresses[guest]}" for guest in silent]
         return troubles + ([] if all_said() else self._missing(evacuation, arrivals))
@@ -156,6 +150,23 @@ class Verifier:
             peers, key=lambda one: (one.name in moving, one.host == migration.destination, one.name), default=None
         )
         return best.name if best else ""
+
+
+class Patience:
+    """How long is waited for hosts: ``timeout_s``, and the same again once a head that was cut off is back."""
+
+    def __init__(self, verifier: Verifier, timeout_s: float) -> None:
+        self._verifier = verifier
+        self._timeout_s = timeout_s
+        self._began = self._since = verifier.clock.now()
+
+    def is_over(self) -> bool:
+        """Whether it is over."""
+        now = self._verifier.clock.now()
+        if now - self._began > self._timeout_s and self._verifier.head_is_cut_off():
+            self._since = now
+        longest = max(self._timeout_s, self._verifier.limits.cut_off_timeout_s)
+        return now - self._since > self._timeout_s or now - self._began > longest
 
 
 def outcome(guest: str, source: View, destination: View, said: str, job_is_over: bool) -> str:

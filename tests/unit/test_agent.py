@@ -276,7 +276,7 @@ def stop(process):
 
 def test_a_running_agent_sends_samples_that_can_be_checked_and_ends_on_sigterm(tmp_path, listener):
     decoder = Decoder(functools.partial(mint, SECRET))
-    process = start(write(tmp_path, monitor=f"127.0.0.1:{listener.getsockname()[1]}", interval_s=0.1))
+    process = start(write(tmp_path, monitor=f"127.0.0.1:{listener.getsockname()[1]}", interval_s=0.1, controller=""))
     try:
         received = [decoder.decode(listener.recv(65536), time.time()) for _ in range(4)]
     finally:
@@ -303,7 +303,7 @@ def test_an_agent_outlives_the_absence_of_its_monitor(tmp_path, listener):
 
 
 def test_a_monitor_whose_name_is_unknown_is_said_once(tmp_path):
-    process = start(write(tmp_path, monitor="no-such-name.invalid:7411", interval_s=0.05))
+    process = start(write(tmp_path, monitor="no-such-name.invalid:7411", interval_s=0.05, controller=""))
     assert "samples cannot be sent to no-such-name.invalid:7411" in process.stderr.readline()
     time.sleep(0.3)
     assert stop(process) == (0, "")

@@ -137,16 +137,20 @@ sys.stdin.read()
 def test_ranks_on_the_host_are_told_and_heard_through_its_agent(world, api, tmp_path, monkeypatch):
     over = threading.Event()
 
-    def call(method, url, token, body=None, timeout=0.0):
-        if over.is_set():
-            raise SystemExit  # the thread's end
-        path = url.removeprefix("http://head").replace("timeout=25", "timeout=0.2")
-        answer = api.request(method, path, json=body, headers={"Authorization": f"Bearer {token}"})
-        if answer.status_code != 200:
-            raise ApiError(answer.status_code, answer.text)
-        return answer.json()
+    class Client:
+        def __init__(self, token, _authority):
+            self.headers = {"Authorization": f"Bearer {token}"}
 
-    monkeypatch.setattr(ranks, "call", call)
+        def call(self, method, url, body=None, timeout=0.0):
+            if over.is_set():
+                raise SystemExit  # the thread's end
+            path = url.removeprefix("http://head").replace("timeout=25", "timeout=0.2")
+            answer = api.request(method, path, json=body, headers=self.headers)
+            if answer.status_code != 200:
+                raise ApiError(answer.status_code, answer.text)
+            return answer.json()
+
+    monkeypatch.setattr(ranks, "Client", Client)
     agent = ranks.Ranks(settings(), str(tmp_path / "run"))
     listener = threading.Thread(target=agent.listen, daemon=True)
     listener.start()

@@ -198,9 +198,8 @@ def begin(world, request=REQUEST):
 
 
 def ended(world):
-    world.until(lambda: world.controller.relocations.find("r-1").ended is not None)
-    (relocation,) = world.around.journal.relocations()
-    return relocation
+    world.until(lambda: world.around.journal.open_relocations() == [])
+    return world.around.journal.relocation("r-1")
 
 
 def test_a_guest_moves_without_a_notice_and_without_a_gate(world):
@@ -231,7 +230,7 @@ def test_the_same_asked_for_again_is_the_same(world):
 def test_what_is_not_there_is_refused(world):
     answer = begin(world, RelocationRequest("r-2", "job-2", [Placement("guest9", "host5", [2], 0)]))
     assert (answer.status_code, answer.json()["detail"]) == (422, "relocation r-2: there is no guest9")
-    assert world.around.journal.relocations() == []
+    assert world.controller.relocations.find("r-2") is None
 
 
 def test_a_restarted_controller_ends_it(world):
