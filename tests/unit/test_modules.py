@@ -242,6 +242,18 @@ def test_failavoid_numa_info_returns_what_it_documents_and_finds_the_same_again(
         assert_returns_what_it_documents("failavoid_numa_info", ended)
 
 
+def test_failavoid_survey_returns_what_it_documents():
+    assert_returns_what_it_documents("failavoid_survey", run(load("failavoid_survey"), asked=1.5))
+
+
+def test_failavoid_site_check_returns_what_it_documents():
+    site = {"groups": {"head": ["head01"], "hypervisor": []}}
+    ended = run(load("failavoid_site_check"), site=site, hosts=[{"name": "head01"}])
+    assert ended.failed
+    assert "These hosts do not answer over SSH: head01." in ended.result["msg"]
+    assert_returns_what_it_documents("failavoid_site_check", ended)
+
+
 TESTBED = {"base": "base", "store": "store", "bridge": "failavoid9", "address": "10.99.0.254/16", "group": "failavoid9"}
 
 
