@@ -57,6 +57,14 @@ lint: venv ## ruff, mypy strict, yamllint, ansible-lint production
 	yamllint --strict .
 	ansible-lint --profile production --offline
 
+.PHONY: collection
+collection: venv ## build the Ansible collection, in build/collection
+	python collection/build.py
+
+.PHONY: sanity
+sanity: collection ## ansible-test sanity on it, as far as it needs no network
+	cd build/collection/ansible_collections/failavoid/failavoid && ansible-test sanity --python 3.11 $(SANITY)
+
 .PHONY: demo
 demo: venv ## make the testbed and run the demonstration (SCALE=default|rack|paper)
 	@python -m failavoid.demo --scale $(SCALE)
