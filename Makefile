@@ -78,6 +78,11 @@ test: test-tools ## unit tests, MPI tests, then all tests on one real testbed
 	@python -m failavoid.demo --scale default --testbed-only
 	python -m pytest tests/unit tests/mpi tests/testbed
 
+.PHONY: molecule
+molecule: venv ## each part's scenario on the testbed's hosts: checked, applied twice, looked at from the outside
+	@python -m failavoid.demo --scale default --testbed-only
+	molecule test --all
+
 .PHONY: faults
 faults: test-tools ## kill services, cut networks, stop the NFS server during evacuations, on the testbed
 	@python -m failavoid.demo --scale default --testbed-only
