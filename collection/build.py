@@ -95,11 +95,9 @@ def lay_out(target: Path) -> None:
         source, copy = PROJECT / name, target / "project" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source, copy, ignore=LEFT_OUT) if source.is_dir() else shutil.copy(source, copy)
-    for name in ("README.md", "galaxy.yml"):
-        shutil.copy(PROJECT / "collection" / name, target)
-    with (target / "galaxy.yml").open("a") as galaxy:
-        galaxy.write(f"version: {version()}\n")
-    for name in ("LICENSE", "CHANGELOG.md"):
+    metadata = (PROJECT / "collection/metadata.yml").read_text()
+    (target / "galaxy.yml").write_text(f"{metadata}version: {version()}\n")
+    for name in ("collection/README.md", "LICENSE", "CHANGELOG.md"):
         shutil.copy(PROJECT / name, target)
     (target / "meta/runtime.yml").write_text('---\nrequires_ansible: ">=2.19.0"\n')
     ignored = [f"plugins/modules/{name}.py {rule}\n" for name in modules.values() for rule in sorted(IGNORED)]
