@@ -126,11 +126,11 @@ def main() -> None:
     """Lay the collection out and pack it; prints where it is."""
     build = Path(sys.argv[1] if len(sys.argv) > 1 else PROJECT / "build/collection").resolve()
     target = build / "ansible_collections" / NAMESPACE.replace(".", "/")
-    shutil.rmtree(build, ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)
     lay_out(target)
     check(target)
     galaxy = Path(sys.executable).parent / "ansible-galaxy"
-    subprocess.run([galaxy, "collection", "build", "--output-path", build, target], check=True)
+    subprocess.run([galaxy, "collection", "build", "--force", "--output-path", build, target], check=True)
 
 
 if __name__ == "__main__":
