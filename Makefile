@@ -11,8 +11,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 PACKAGES := binutils gcc gnutls-bin libvirt-dev make pkg-config python3-dev python3-venv \
   fuse3 iproute2 lxcfs mmdebstrap openmpi-bin openssh-client procps python3-mpi4py python3-numpy systemd-container
-# for the tests of the MPI wrapper: the compilers of both MPIs
-TEST_PACKAGES := gfortran libmpich-dev libopenmpi-dev mpich
+# for the tests of the MPI wrapper: the compilers of both MPIs, and one of the two module systems
+TEST_PACKAGES := gfortran libmpich-dev libopenmpi-dev lmod mpich
 define install_packages
 	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(1) 2>&1 | awk '!/^installed /'); \
 	if [ -n "$$missing" ]; then echo "== installing Debian packages"; apt-get -q update && \
@@ -39,11 +39,22 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml
 	.venv-mpich/bin/pip install --quiet --requirement requirements/mpich.txt
 	@touch $@
 
+# Debian's packages of the two module systems can't be installed together; this one runs from any folder.
+build/environment-modules/.installed:
+	$(call install_packages,$(TEST_PACKAGES))
+	mkdir -p $(@D)
+	cd $(@D) && apt-get -q download environment-modules && dpkg-deb -x environment-modules_*.deb . && rm environment-modules_*.deb
+	@touch $@
+
 .PHONY: test-tools
-test-tools: venv .venv-mpich/.installed ## make .venv-mpich too, and install the compilers of both MPIs
+test-tools: venv .venv-mpich/.installed build/environment-modules/.installed ## make .venv-mpich too, and install the compilers of both MPIs
 
 .PHONY: venv
 venv: $(VENV)/.installed ## make .venv with pinned versions
+
+.PHONY: wheel
+wheel: venv ## build a wheel with the MPI wrapper's library for this architecture, into dist/
+	HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(BIN)/python -m build --wheel --no-isolation
 
 .PHONY: lock
 lock: ## choose versions anew within the ranges of pyproject.toml
@@ -94,7 +105,8 @@ faults: test-tools ## kill services, cut networks, stop the NFS server during ev
 .PHONY: bench
 bench: test-tools ## measure; writes build/bench/*.json
 	@python -m failavoid.demo --scale default --testbed-only
-	python -m tests.bench
+	python -m tests.bench.evacuation
+	python -m tests.bench.ansible
 	python -m tests.bench.barrier
 	python -m tests.bench.monitor
 

@@ -33,9 +33,10 @@ options:
     description:
       - The guests, each with its C(name).
       - V(present) needs C(uuid), C(memory_kb), C(cores), C(numa_node), C(address), C(kernel), C(initrd)
-        and C(cmdline), and takes C(vcpus), C(image) and C(user). V(arrived) needs C(cores) and C(numa_node).
-        V(expected) needs C(address). V(absent) takes C(uuid), and then removes no other
-        guest of that name.
+        and C(cmdline), and takes C(vcpus), C(image), C(user), C(hugepage_kb) for the size of the pages that back its
+        memory, and C(devices) of the host that are passed through to it, each with C(kind) and PCI C(address).
+        V(arrived) needs C(cores) and C(numa_node). V(expected) needs C(address), and takes the C(devices) of this host
+        that V(arrived) plugs in. V(absent) takes C(uuid), and then removes no other guest of that name.
     type: list
     elements: dict
     default: []
@@ -139,6 +140,9 @@ guests:
     pages_by_node:
       description: NUMA node -> pages of its QEMU's memory that lie there.
       type: dict
+    page_kb:
+      description: Size in kB of the pages that its memory really lies in.
+      type: int
     boot_s:
       description: Seconds from its start until it was up, if it was started or waited for now.
       type: float
@@ -151,6 +155,9 @@ guests:
     noted:
       description: What its state directory says of it, none if there is none. For O(state=info).
       type: dict
+    devices_missing:
+      description: Why a guest that has arrived could not be given its devices here; empty if it has them.
+      type: str
 boot_files:
   description: Kernels and initial RAM disks that guests can boot here.
   returned: for O(state=expected), and in check mode
@@ -240,7 +247,12 @@ def act(params: Dict[str, Any], connection: Any) -> Callable[[Dict[str, Any]], D
         )
     if state == "expected":
         return lambda guest: guests_here.expect(
-            connection, guest["name"], guest["address"], params["bridge"], params["evacuation"]
+            connection,
+            guest["name"],
+            guest["address"],
+            params["bridge"],
+            params["evacuation"],
+            guest.get("devices", []),
         )
     if state == "arrived":
         return lambda guest: guests_here.arrived(
@@ -357,13 +369,13 @@ def main() -> None:
     if module._diff:
         after = {one["guest"]: one for one in guests_here.listing(connection)}
         said["diff"] = {"before": words(before, names), "after": words(after, names)}
-    unpinned = [
-        f"{here}: guest {one['guest']}: {', '.join(one['pin_differences'])}"
-        for one in results
-        if one.get("pin_differences")
-    ]
-    if errors or unpinned:
-        module.fail_json(msg="; ".join(errors + unpinned), **said)
+    for one in results:
+        if one.get("pin_differences"):
+            errors.append(f"{here}: guest {one['guest']}: {', '.join(one['pin_differences'])}")
+        if one.get("devices_missing"):
+            errors.append(f"{here}: {one['devices_missing']}")
+    if errors:
+        module.fail_json(msg="; ".join(errors), **said)
     module.exit_json(**said)
 
 

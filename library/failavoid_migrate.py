@@ -28,7 +28,10 @@ options:
     choices: [moved, aborted]
     default: moved
   guests:
-    description: The guests, each with C(name), C(destination), C(destination_address), C(cores) and C(numa_node).
+    description:
+      - The guests, each with C(name), C(destination), C(destination_address), C(cores) and C(numa_node).
+      - A guest that devices are passed through to needs C(devices), those of the destination that it gets instead, each
+        with C(kind) and PCI C(address). What it has is unplugged then; if it stays after all it gets that again.
     type: list
     elements: dict
     default: []
@@ -48,6 +51,18 @@ options:
     description: A move that lasts longer than this for each GiB of the guest's memory (and two minutes) is given up.
     type: float
     default: 120
+  connections:
+    description: How many connections the memory of each guest is sent on; more where one does not fill the network.
+    type: int
+    default: 1
+  bandwidth_mib_s:
+    description: MiB a second that all moves of one call may take together, shared out evenly. 0 for no limit.
+    type: int
+    default: 0
+  unplug_seconds:
+    description: Seconds a guest has to give up the devices that are passed through to it.
+    type: float
+    default: 30
   gate_url:
     description: Address that tells when the guests may move, asked by long polls. Empty moves them at once.
     type: str
@@ -57,7 +72,7 @@ options:
     type: int
     default: 3600
   token_file:
-    description: JSON file on the host with the C(token) for the gate.
+    description: JSON file on the host with the C(token) for the gate, and the C(authority) of its certificate.
     type: path
     default: /etc/failavoid/agent.json
 attributes:
@@ -133,6 +148,10 @@ migrations:
     remaining:
       description: Bytes that were still to be sent when QEMU was last asked.
       type: int
+    devices:
+      description: The destination's devices that take the place of those that are unplugged for the move.
+      type: list
+      elements: dict
     error:
       description: What went wrong, empty if nothing did.
       type: str
@@ -158,6 +177,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.failavoid import guests as guests_here
 from ansible.module_utils.failavoid import http, migration
 from ansible.module_utils.failavoid.guest_state import GuestLockedError
+from ansible.module_utils.failavoid.moves import Limits, Move, Record
 from ansible.module_utils.failavoid.names import InvalidNameError, check_name
 
 POLL_S = 20
@@ -168,7 +188,7 @@ class CancelledError(Exception):
     """The evacuation was cancelled while the module waited at the gate."""
 
 
-def wait_at_gate(url: str, token: str, timeout: float, aborted: Callable[[], bool]) -> float:
+def wait_at_gate(url: str, client: http.Client, timeout: float, aborted: Callable[[], bool]) -> float:
     """Return when the gate is open, as seconds since the epoch. Raises CancelledError, GuestError.
 
     A controller that is away for a while is waited for: it may be restarted in the middle of an evacuation.
@@ -179,7 +199,9 @@ def wait_at_gate(url: str, token: str, timeout: float, aborted: Callable[[], boo
         if aborted():
             raise CancelledError("the evacuation was given up")
         try:
-            gate = http.call("GET", f"{url}?timeout={POLL_S}", token, timeout=POLL_S + 10)
+            gate = client.call("GET", f"{url}?timeout={POLL_S}", timeout=POLL_S + 10)
+        except http.UntrustedError as error:  # waiting would not help
+            raise guests_here.GuestError(f"this host can't ask at the gate: {error}") from error
         except http.ApiError as error:
             if 400 <= error.status < 500:
                 raise guests_here.GuestError(f"the gate refuses this host: {error}") from error
@@ -193,15 +215,16 @@ def wait_at_gate(url: str, token: str, timeout: float, aborted: Callable[[], boo
     raise guests_here.GuestError(f"the gate {url} did not open within {timeout:.0f} s {problem}".rstrip())
 
 
-def token_of(path: str) -> str:
-    """The host's own token, for the gate. Raises GuestError."""
+def client_of(path: str) -> http.Client:
+    """A client with the host's own token, for the gate. Raises GuestError."""
     try:
-        return str(json.loads(Path(path).read_text())["token"])
+        settings = json.loads(Path(path).read_text())
+        return http.Client(str(settings["token"]), str(settings.get("authority") or ""))
     except (OSError, ValueError, KeyError) as error:
         raise guests_here.GuestError(f"the token for the gate can't be read from {path}: {error}") from error
 
 
-def planned(guests: List[Dict[str, Any]], here: str) -> List[migration.Move]:
+def planned(guests: List[Dict[str, Any]], here: str) -> List[Move]:
     """The moves that are asked for. Raises GuestError if something is not given."""
     needed = ("destination", "destination_address", "cores", "numa_node")
     for guest in guests:
@@ -209,13 +232,14 @@ def planned(guests: List[Dict[str, Any]], here: str) -> List[migration.Move]:
         if missing:
             raise guests_here.GuestError(f"guest {guest.get('name')}: {', '.join(missing)} not given")
     return [
-        migration.Move(
+        Move(
             guest=check_name("guest", guest.get("name", "")),
             source=here,
             destination=check_name("host", guest["destination"]),
             destination_address=guest["destination_address"],
             cores=guest["cores"],
             numa_node=guest["numa_node"],
+            devices=guest.get("devices", []),
         )
         for guest in guests
     ]
@@ -240,6 +264,9 @@ def main() -> None:
             "parallel": {"type": "int", "default": 8},
             "stall_seconds": {"type": "float", "default": 60.0},
             "seconds_per_gib": {"type": "float", "default": 120.0},
+            "connections": {"type": "int", "default": 1},
+            "bandwidth_mib_s": {"type": "int", "default": 0},
+            "unplug_seconds": {"type": "float", "default": 30.0},
             "gate_url": {"type": "str", "default": ""},
             "gate_timeout": {"type": "int", "default": 3600},
             "token_file": {"type": "path", "default": "/etc/failavoid/agent.json"},
@@ -261,10 +288,17 @@ def main() -> None:
             if module.check_mode:
                 module.exit_json(changed=True, migrations=[asdict(move) for move in moves])
             if params["gate_url"]:
-                token = token_of(params["token_file"])
-                said["opened"] = wait_at_gate(params["gate_url"], token, params["gate_timeout"], is_aborted)
-            limits = migration.Limits(params["parallel"], params["stall_seconds"], params["seconds_per_gib"])
-            said["changed"] = migration.start(migration.Record(params["evacuation"], moves, limits))
+                client = client_of(params["token_file"])
+                said["opened"] = wait_at_gate(params["gate_url"], client, params["gate_timeout"], is_aborted)
+            limits = Limits(
+                parallel=params["parallel"],
+                stall_s=params["stall_seconds"],
+                seconds_per_gib=params["seconds_per_gib"],
+                connections=params["connections"],
+                bandwidth_mib_s=params["bandwidth_mib_s"],
+                unplug_s=params["unplug_seconds"],
+            )
+            said["changed"] = migration.start(Record(params["evacuation"], moves, limits))
         else:
             migration.used_before(connection, record, [move.guest for move in moves])
             if module.check_mode:

@@ -25,6 +25,10 @@ options:
     type: list
     elements: int
     default: []
+  devices:
+    description: PCI addresses of the devices that can be passed through to guests, by their kind.
+    type: dict
+    default: {}
   path:
     description: Where the facts are kept on the host.
     type: path
@@ -71,6 +75,12 @@ host:
     memory_kb:
       description: The host's memory in kB.
       type: int
+    hugepages:
+      description: NUMA node -> size of a hugepage in kB -> how many are set aside, of the nodes that guests may use.
+      type: dict
+    devices:
+      description: PCI addresses of what can be passed through to guests, by its kind.
+      type: dict
     cpu:
       description: The name of its processors.
       type: str
@@ -83,9 +93,10 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.failavoid.devices import wrong_declaration
+from ansible.module_utils.failavoid.hugepages import NODES, set_aside
 from ansible.module_utils.failavoid.pinning import parse_list
 
-NODES = Path("/sys/devices/system/node")
 PROBE_S = 10
 QEMU = "/usr/bin/qemu-system-x86_64"
 
@@ -158,6 +169,7 @@ def main() -> None:
         argument_spec={
             "domain_type": {"type": "str", "default": "auto", "choices": ["auto", "kvm", "qemu"]},
             "cores": {"type": "list", "elements": "int", "default": []},
+            "devices": {"type": "dict", "default": {}},
             "path": {"type": "path", "default": "/etc/failavoid/host.json"},
         },
         supports_check_mode=True,
@@ -174,12 +186,17 @@ def main() -> None:
         module.fail_json(
             msg=f"hypervisor_cores names cores this host does not have: {missing}; it has {numa_nodes([])}"
         )
+    wrong = wrong_declaration(module.params["devices"])
+    if wrong:
+        module.fail_json(msg=wrong)
     after = {
         "domain_type": domain_type,
         "probed": domain_type if wanted == "auto" else (before or {}).get("probed"),
         "cores": sorted(core for cores in numa.values() for core in cores),
         "numa": numa,
         "memory_kb": memory_kb(),
+        "hugepages": {node: pages for node in numa for pages in [set_aside(node)] if pages},
+        "devices": module.params["devices"],
         "cpu": cpu_model(),
     }
     changed = before != after

@@ -114,16 +114,15 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         settings = load(path)
-        if settings.kind == "guest":
-            import threading
+        import threading
 
-            from failavoid.agent import ranks
+        from failavoid.agent import ranks
 
-            threading.Thread(target=ranks.run, args=(settings,), name="ranks", daemon=True).start()
-            if settings.resource_manager:
-                from failavoid.agent import assignment
+        threading.Thread(target=ranks.run, args=(settings,), name="ranks", daemon=True).start()
+        if settings.resource_manager:
+            from failavoid.agent import assignment
 
-                threading.Thread(target=assignment.run, args=(settings,), name="assignment", daemon=True).start()
+            threading.Thread(target=assignment.run, args=(settings,), name="assignment", daemon=True).start()
         sample_for_ever(settings)
     except SettingsError as error:
         say(str(error))

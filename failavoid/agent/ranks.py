@@ -1,4 +1,6 @@
-"""The guest's agent speaks for the ranks: brings them the controller's notices and reports when they stop.
+"""The agent speaks for the ranks in its guest: brings them the controller's notices and reports when they stop.
+
+A host's agent does the same for a job that has the host without guests; it is told whose job that is.
 
 One thread listens to the controller (a long poll) and writes the page of the job; another
 looks at the ranks' slots, every 50 ms while an evacuation is open, and otherwise sleeps.
@@ -16,7 +18,7 @@ import time
 
 from failavoid.agent.arrivals import Arrivals
 from failavoid.agent.settings import Settings
-from failavoid.shared.http import ApiError, call
+from failavoid.shared.http import ApiError, Client, call
 from failavoid.shared.messages import GuestReport, Notice, from_dict, to_dict
 from failavoid.shared.names import check_name
 from failavoid.shared.page import KINDS, RUN_DIR, PageError, PageWriter, Posted, job_folder, live_slots
@@ -28,9 +30,9 @@ PAUSE_S = (0.5, 10.0)  # between tries when the controller is away: first, longe
 
 
 def run(settings: Settings, run_dir: str = RUN_DIR) -> None:
-    """Serve the ranks of this guest for ever. Without a controller in the settings there is nothing to do."""
+    """Serve the ranks of this node for ever. Without a controller in the settings there is nothing to do."""
     if not settings.controller:
-        _say("the settings name no controller: ranks on this guest get no notices")
+        _say(f"the settings name no controller: ranks on this {settings.kind} get no notices")
         return
     ranks = Ranks(settings, run_dir)
     threading.Thread(target=ranks.watch, name="slots", daemon=True).start()
@@ -38,13 +40,15 @@ def run(settings: Settings, run_dir: str = RUN_DIR) -> None:
 
 
 class Ranks:
-    """What the two threads share: the page of the guest's job, and what has been reported of it."""
+    """What the two threads share: the page of the node's job, and what has been reported of it."""
 
     def __init__(self, settings: Settings, run_dir: str) -> None:
-        self._guest = settings.node
+        self._node = settings.node
         self._settings = settings  # a warm guest gets its user while the agent runs
-        self._url = f"{settings.controller.rstrip('/')}/guests/{settings.node}"
-        self._token = settings.token
+        self._url = f"{settings.controller.rstrip('/')}/{settings.kind}s/{settings.node}"
+        self._token, self._authority = settings.token, settings.authority
+        self._listening = Client(settings.token, settings.authority)  # a connection each for the two threads
+        self._reporting = Client(settings.token, settings.authority)
         self._run_dir = run_dir
         self._changed = threading.Condition()
         self._job = ""
@@ -59,7 +63,7 @@ class Ranks:
             asked = time.monotonic()
             try:
                 where = f"{self._url}/notice?after={serial}&timeout={POLL_S:g}"
-                answer = call("GET", where, self._token, timeout=POLL_S + 10)
+                answer = self._listening.call("GET", where, timeout=POLL_S + 10)
                 before, serial = serial, self._take(answer)
             except (ApiError, ValueError, PageError) as error:
                 if not troubled:
@@ -75,12 +79,14 @@ class Ranks:
                 time.sleep(1)  # the controller had nothing new and did not wait: do not ask in a circle
 
     def _take(self, answer: object) -> int:
-        """Write the notice on its job's page and return its serial; 0 while the guest has no job."""
+        """Write the notice on its job's page and return its serial; 0 while the node has no job."""
         if not answer:
             self._clean(keep="")
             return 0
         notice = from_dict(Notice, answer)
         check_name("job", notice.job)
+        if self._settings.kind == "host" and len(notice.owner) != 2:
+            raise ValueError(f"a notice that does not say whose job {notice.job} is: deploy the controller again")
         if min(notice.serial, notice.epoch, notice.done, notice.cancelled) < 0:
             raise ValueError(f"a notice with a negative number: {answer}")
         if notice.kind not in KINDS:
@@ -97,7 +103,8 @@ class Ranks:
         )
         with self._changed:
             if notice.job != self._job or self._page is None:
-                self._page = PageWriter(job_folder(notice.job, self._run_dir), self._settings.job_user)
+                owner = (notice.owner[0], notice.owner[1]) if notice.owner else self._settings.job_user
+                self._page = PageWriter(job_folder(notice.job, self._run_dir), owner)
                 self._job, self._reported = notice.job, {}
             self._page.post(posted)
             self._changed.notify()
@@ -109,10 +116,10 @@ class Ranks:
         """Bring a word about a guest that has moved; one that does not get through is tried for a while."""
         for _ in range(ARRIVAL_TRIES):
             try:
-                call("POST", f"{self._url}/report", self._token, to_dict(report))
+                call("POST", f"{self._url}/report", self._token, to_dict(report), authority=self._authority)
                 return
             except ApiError as error:
-                _say(f"{report.state} of {report.about or self._guest} can't be told: {error}")
+                _say(f"{report.state} of {report.about or self._node} can't be told: {error}")
                 if 400 <= error.status < 500:
                     return
             time.sleep(PAUSE_S[0])
@@ -147,7 +154,7 @@ class Ranks:
                 time.sleep(LOOK_S)
                 continue
             try:
-                call("POST", f"{self._url}/report", self._token, to_dict(report))
+                self._reporting.call("POST", f"{self._url}/report", to_dict(report))
             except ApiError as error:
                 if not 400 <= error.status < 500:
                     if not troubled:
@@ -163,8 +170,8 @@ class Ranks:
                     self._reported[report.state] = report.epoch
 
     def _pending(self) -> bool:
-        """Whether this guest is affected by the last epoch and has something left to report of it."""
-        if self._page is None or self._guest not in self._page.posted.affected:
+        """Whether this node is affected by the last epoch and has something left to report of it."""
+        if self._page is None or self._node not in self._page.posted.affected:
             return False
         posted = self._page.posted
         return self._reported.get("ready" if posted.open else "resumed", 0) < posted.epoch

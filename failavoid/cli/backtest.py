@@ -18,17 +18,9 @@ if TYPE_CHECKING:
     from failavoid.prediction.backtest import Options
     from failavoid.prediction.models import Distribution
 
-_UNITS = {
-    "": 1,
-    "KB": 1,
-    "KIB": 1,
-    "MB": 1 << 10,
-    "MIB": 1 << 10,
-    "GB": 1 << 20,
-    "GIB": 1 << 20,
-    "TB": 1 << 30,
-    "TIB": 1 << 30,
-}
+_UNITS = {"": 1} | {
+    f"{letter}{rest}": 1 << 10 * power for power, letter in enumerate("KMGT") for rest in ("", "B", "IB")
+}  # kB
 Rule = Annotated[str, typer.Option(help="robust, paper, paper-learned or threshold.")]
 Capacity = Annotated[str, typer.Option(help="What counts as all of a host's memory, e.g. 24GiB; kB without a unit.")]
 Metric = Annotated[str, typer.Option(help="unavailable or active.")]
@@ -57,11 +49,13 @@ def archive(
     options = _options(rule, fail_at, horizon)
     try:
         traces = _traces(files, capacity, metric, job)
-        notes = [note for trace in traces for note in trace.notes]
+        notes: list[str] = []
         distribution = _learn(learned, capacity, metric) if learned else None
         if distribution is None and rule in ("paper-learned", "robust"):
             notes.append("nothing was learned of the application: give earlier runs with --learned")
+        options = backtest.at_the_pace_of(traces, options)
         result = backtest.archive(traces, options, distribution)
+        notes = [*(note for trace in traces for note in trace.notes), *notes]
     except TraceError as error:
         raise CliError(str(error), FAILED) from error
     _print(backtest.report(options, metric, [result], _once(notes)), as_json)
@@ -71,9 +65,9 @@ def compose(
     folder: Annotated[Path, typer.Argument(help="Folder of the runs, each of one host.")],
     labels: Annotated[Path, typer.Option(help="file,application,leak_intervals_s; in the folder unless it is a path.")],
     group_size: Annotated[list[int], typer.Option(min=2, help="Hosts in a group; may be given often.")],
-    leaking: Annotated[list[int], typer.Option(min=1, help="How many of them leak; may be given often.")],
+    leaking: Annotated[list[int], typer.Option(min=0, help="How many of them leak; may be given often.")],
     trials: Annotated[int, typer.Option(min=1, help="Groups of each size.")] = 100,
-    seed: Annotated[int, typer.Option(help="The same seed composes the same groups.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed composes the same groups.")] = 0,
     rule: Rule = "robust",
     capacity: Capacity = "",
     metric: Metric = "unavailable",
@@ -89,8 +83,9 @@ def compose(
     try:
         known = read_labels(labels if labels.exists() else folder / labels)
         traces, notes = backtest.read_runs(folder, known, _kilobytes(capacity), _known_metric(metric))
-        runs = backtest.labelled_runs(known, traces, fail_at)
-        composer = backtest.Composer(runs, options, trials, seed)
+        options = backtest.at_the_pace_of(traces.values(), options)
+        runs = backtest.labelled_runs(known, traces, options)
+        notes += [note for trace in traces.values() for note in trace.notes]
     except TraceError as error:
         raise CliError(str(error), FAILED) from error
     cells = [(size, leaks) for size in group_size for leaks in leaking if leaks < size]
@@ -98,7 +93,11 @@ def compose(
         raise CliError(
             "no group is larger than the number of its leaking hosts: see --group-size and --leaking", WRONG_WORDS
         )
-    results = [composer.result(size, leaks) for size, leaks in cells]
+    composer = backtest.Composer(runs, options, trials, seed)
+    try:
+        results = [composer.result(size, leaks) for size, leaks in cells]
+    except TraceError as error:
+        raise CliError(str(error), FAILED) from error
     left_out = [f"{size} hosts, {leaks} leaking" for size in group_size for leaks in leaking if leaks >= size]
     if left_out:
         notes.append(f"left out, because some hosts must be healthy: {'; '.join(left_out)}")
@@ -118,7 +117,7 @@ def generate(
     kind: Annotated[str, typer.Option(help="The application: steady, phases, sawtooth or growing.")] = "steady",
     synchronous: Annotated[bool, typer.Option(help="Whether hosts go through its phases together.")] = True,
     missing: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of samples that are missing.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="The same seed makes the same traces.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same traces.")] = 0,
 ) -> None:
     """Make traces: LDMS CSV files and labels.csv, for `failavoid backtest compose`."""
     from failavoid.prediction.generate import KINDS, SHAPES, Recipe, write

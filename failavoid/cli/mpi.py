@@ -17,6 +17,10 @@ KEEP_S = 600  # connections to guests are kept for the user's next job
 ALWAYS = ("FAILAVOID_JOB", "FAILAVOID_EVERY", "PYTHONPATH")
 IF_SET = ("FAILAVOID_LIMIT_S",)
 
+# Open MPI's daemon and the ranks of its guest share what they know in memory files (PMIx's ds21), for nodes with many
+# ranks. To make them is a third of what a daemon does until its ranks run; a guest has few ranks.
+PMIX_STORE = "PMIX_MCA_gds"
+
 
 @dataclass(frozen=True)
 class Target:
@@ -82,7 +86,8 @@ def mpirun(ranks: int, folder: Path, settings: CliSettings) -> list[str]:
     wanted = {
         "plm_rsh_agent": f"ssh -F {folder / 'ssh_config'}",
         "plm_rsh_no_tree_spawn": "1",  # guests hold no key for one another
-        "plm_rsh_num_concurrent": "64",
+        # sshd waits two minutes for a login, and emulated guests that share cores are slow
+        "plm_rsh_num_concurrent": "32",
         # guests talk TCP alone: it is what survives a move
         "pml": "ob1",
         "btl": "tcp,self",
@@ -97,6 +102,7 @@ def mpirun(ranks: int, folder: Path, settings: CliSettings) -> list[str]:
 def handed_on(environment: dict[str, str]) -> list[str]:
     """The options that hand variables on to the ranks."""
     names = [*ALWAYS, *(name for name in IF_SET if name in environment)]
+    names.append(PMIX_STORE if PMIX_STORE in environment else f"{PMIX_STORE}=hash")
     if PRELOADED.exists():
         others = environment.get("LD_PRELOAD")
         names.append(f"LD_PRELOAD={PRELOADED}{':' + others if others else ''}")

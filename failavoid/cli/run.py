@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from failavoid.cli import mpi
@@ -29,6 +29,7 @@ from failavoid.shared.messages import Job, JobRequest, from_dict, to_dict
 READY_S = 3600.0
 SAY_EVERY_S = 10.0
 END_S = 5.0  # for MPI's launcher to end its ranks
+END_AFTER_LOSS_S = 1.0  # the same where a guest is gone: the launcher would wait for that guest's answer in vain
 PATIENCE_S = 60.0  # with a resource manager that is being restarted
 LOST_STATUS = 75  # the job died with a guest: it may be run again (EX_TEMPFAIL)
 ENDED_BY_USER = 130
@@ -52,11 +53,15 @@ class RunRequest:
     on_hosts: bool = False
     expected_time: str = ""
     hardware_class: str = ""
+    guest_hugepages: str = ""
+    guest_devices: list[str] = field(default_factory=list)
+    on_devices: str = ""
 
 
 def run_job(request: RunRequest) -> int:
     """Run the job and return the program's exit status. Raises CliError."""
     memory_kb = kilobytes(request.guest_memory)
+    hugepage_kb = None if request.guest_hugepages == "" else hugepage_size(request.guest_hugepages)
     expected_s = seconds(request.expected_time) if request.expected_time else None
     who = user()
     if who.pw_uid == 0:
@@ -81,6 +86,9 @@ def run_job(request: RunRequest) -> int:
             resource="hosts" if request.on_hosts else "",
             expected_s=expected_s,
             on_deadline=request.on_deadline,
+            guest_hugepage_kb=hugepage_kb,
+            guest_devices=request.guest_devices,
+            on_devices=request.on_devices,
         )
         return _follow(asked, request, key, Path(who.pw_dir))
     except OSError as error:
@@ -99,6 +107,11 @@ def kilobytes(text: str) -> int:
     if not match:
         raise CliError(f"{text!r} is not a size of memory: write it as 512MiB or 2GiB", WRONG_WORDS)
     return int(match[1]) * {"k": 1, "m": 1024, "g": 1024**2}[match[2].lower()]
+
+
+def hugepage_size(text: str) -> int:
+    """Read the size of a hugepage in kB; "none" is 0, for ordinary pages. Raises CliError."""
+    return 0 if text.strip().lower() == "none" else kilobytes(text)
 
 
 def seconds(text: str) -> float:
@@ -190,7 +203,7 @@ def _launch(
     try:
         with interrupts.held():
             process = running = subprocess.Popen(command, env=environment, start_new_session=True)
-        follower.at_end(lambda: _end(running))
+        follower.at_end(lambda: _end(running, END_AFTER_LOSS_S if _is_loss(follower.job.message) else END_S))
         status = process.wait()
     except KeyboardInterrupt:
         if process is not None:
@@ -232,12 +245,15 @@ def _report(ident: str, status: int, message: str) -> str:
         return message
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End MPI's launcher and all it started here; it may hang on guests that are gone."""
+def _end(process: subprocess.Popen[bytes], patience_s: float = END_S) -> None:
+    """End MPI's launcher and all it started here, by force if that takes it longer than ``patience_s``.
+
+    The ranks end with it: MPI's daemons on the guests end theirs when they lose the launcher.
+    """
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
-            process.wait(END_S)
+            process.wait(patience_s)
             return
         except subprocess.TimeoutExpired:
             continue

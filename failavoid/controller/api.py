@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
-from fastapi import Body, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
 
 from failavoid.controller.controller import Controller, RequestError
 from failavoid.controller.manager import ManagerError
+from failavoid.documents import After, Document, Nothing, Timeout, refusal
 from failavoid.services import make_app, require
-from failavoid.shared.messages import Alarm, Evacuation, Events, Guest, GuestReport, from_dict, to_dict
+from failavoid.shared.messages import (
+    Alarm,
+    ControllerStatus,
+    Evacuation,
+    EvacuationRequest,
+    Events,
+    Gate,
+    Guest,
+    GuestReport,
+    MoveProgress,
+    Notice,
+    Plan,
+    Reason,
+    Relocation,
+    RelocationRequest,
+    to_dict,
+)
 from failavoid.shared.names import check_domain, check_name
 from failavoid.shared.tokens import Identity
 
 _LONGEST_POLL_S = 60.0
 _LONGEST_REASON = 500
+_NO_REASON = Reason()
 
 
 def build_app(controller: Controller, secret: bytes) -> FastAPI:
@@ -27,46 +46,43 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
 
     @app.exception_handler(RequestError)
     async def not_granted(_request: Request, error: RequestError) -> Response:
-        return JSONResponse({"detail": str(error)}, status_code=error.status)
+        return refusal(error.status, str(error))
 
     @app.exception_handler(ManagerError)
     async def no_membership(_request: Request, error: ManagerError) -> Response:
-        return JSONResponse({"detail": f"{error}; try again later"}, status_code=503)
+        return refusal(503, f"{error}; try again later")
 
     def shown(evacuation: Evacuation | None) -> dict[str, Any]:
         with around.changed:
             return to_dict(evacuation) if evacuation else {}
 
-    def reason_in(document: Any) -> str:
-        """The optional reason of a request; free text, which never becomes a variable of a playbook."""
-        if not isinstance(document, dict) or not isinstance(document.get("reason", ""), str):
-            raise ValueError('this is asked for with {"reason": TEXT}')
-        return str(document.get("reason", ""))[:_LONGEST_REASON]
-
-    def this_guest(name: str, caller: Identity) -> Guest:
+    def check_caller(name: str, caller: Identity) -> None:
         if caller.subject != name:
             raise HTTPException(403, f"this token is {caller.subject}'s: it can't speak for {name}")
         if around.cluster.membership is None:
-            raise HTTPException(503, "the guests are not known yet: try again later")
+            raise HTTPException(503, "hosts and guests are not known yet: try again later")
+
+    def this_guest(name: str, caller: Identity) -> Guest:
+        check_caller(name, caller)
         guest = around.cluster.guest(name)
         if guest is None or guest.uuid != caller.nonce:
             raise HTTPException(403, f"this token is of a guest {name} that is not there, or not any more")
         return guest
 
-    @app.get("/status")
+    @app.get("/status", response_model=ControllerStatus, dependencies=[require()])
     def status() -> dict[str, Any]:
         return to_dict(controller.status)
 
-    @app.post("/stop")
-    def stop(document: Any = Body(default={}), caller: Identity = require("operator")) -> dict[str, Any]:
-        return to_dict(controller.stop_evacuations(caller.subject, reason_in(document)))
+    @app.post("/stop", response_model=ControllerStatus)
+    def stop(said: Document[Reason] = _NO_REASON, caller: Identity = require("operator")) -> dict[str, Any]:
+        return to_dict(controller.stop_evacuations(caller.subject, said.reason[:_LONGEST_REASON]))
 
-    @app.post("/allow")
-    def allow(document: Any = Body(default={}), caller: Identity = require("operator")) -> dict[str, Any]:
-        return to_dict(controller.allow_evacuations(caller.subject, reason_in(document)))
+    @app.post("/allow", response_model=ControllerStatus)
+    def allow(said: Document[Reason] = _NO_REASON, caller: Identity = require("operator")) -> dict[str, Any]:
+        return to_dict(controller.allow_evacuations(caller.subject, said.reason[:_LONGEST_REASON]))
 
-    @app.get("/events")
-    async def events(after: int = 0, timeout: float = 0.0) -> dict[str, Any]:
+    @app.get("/events", response_model=Events, dependencies=[require()])
+    async def events(after: After = 0, timeout: Timeout = 0.0) -> dict[str, Any]:
         journal, end = around.journal, time.monotonic() + min(timeout, _LONGEST_POLL_S)
         while True:
             version = journal.news.version
@@ -78,9 +94,8 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
 
     # -- alarms ------------------------------------------------------------------------------------------------
 
-    @app.post("/alarms")
-    def alarm(document: Any = Body(), caller: Identity = require("service")) -> dict[str, Any]:
-        taken = from_dict(Alarm, document)
+    @app.post("/alarms", response_model=Evacuation | Nothing)
+    def alarm(taken: Document[Alarm], caller: Identity = require("service")) -> dict[str, Any]:
         check_name("alarm", taken.id)
         if taken.domain:
             check_domain(taken.domain)
@@ -90,45 +105,48 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
                 check_name("job", taken.job)
         return shown(controller.take_alarm(taken, caller.subject))
 
-    @app.post("/alarms/{name}/withdraw")
-    def withdraw(name: str, document: Any = Body(default={}), caller: Identity = require("service")) -> dict[str, Any]:
-        return shown(controller.withdraw(check_name("alarm", name), reason_in(document), caller.subject))
+    @app.post("/alarms/{name}/withdraw", response_model=Evacuation | Nothing)
+    def withdraw(
+        name: str, said: Document[Reason] = _NO_REASON, caller: Identity = require("service")
+    ) -> dict[str, Any]:
+        return shown(controller.withdraw(check_name("alarm", name), said.reason[:_LONGEST_REASON], caller.subject))
 
     # -- evacuations -------------------------------------------------------------------------------------------
 
-    @app.get("/plan")
+    @app.get("/plan", response_model=list[Plan], dependencies=[require()])
     def plan(host: str) -> list[dict[str, Any]]:
         return [to_dict(one) for one in controller.plans(check_place(host))]
 
-    @app.post("/evacuations")
-    def order(document: Any = Body(), caller: Identity = require("operator")) -> list[dict[str, Any]]:
-        reason = reason_in(document)
-        where = check_place(document.get("host", ""))
-        return [shown(evacuation) for evacuation in controller.order(where, reason, caller.subject)]
+    @app.post("/evacuations", response_model=list[Evacuation])
+    def order(asked: Document[EvacuationRequest], caller: Identity = require("operator")) -> list[dict[str, Any]]:
+        ordered = controller.order(check_place(asked.host), asked.reason[:_LONGEST_REASON], caller.subject)
+        return [shown(evacuation) for evacuation in ordered]
 
-    @app.get("/evacuations")
+    @app.get("/evacuations", response_model=list[Evacuation], dependencies=[require()])
     def evacuations() -> list[dict[str, Any]]:
         return [shown(evacuation) for evacuation in controller.evacuations()]
 
-    @app.get("/evacuations/{name}")
+    @app.get("/evacuations/{name}", response_model=Evacuation, dependencies=[require()])
     def evacuation(name: str) -> dict[str, Any]:
         return shown(controller.run(name).evacuation)
 
-    @app.get("/evacuations/{name}/progress")
+    @app.get("/evacuations/{name}/progress", response_model=list[MoveProgress], dependencies=[require()])
     def progress(name: str) -> list[dict[str, Any]]:
         return [to_dict(one) for one in controller.progress(name)]
 
-    @app.post("/evacuations/{name}/cancel")
-    def cancel(name: str, document: Any = Body(default={}), caller: Identity = require("operator")) -> dict[str, Any]:
-        return shown(controller.cancel(name, caller.subject, reason_in(document)))
+    @app.post("/evacuations/{name}/cancel", response_model=Evacuation)
+    def cancel(
+        name: str, said: Document[Reason] = _NO_REASON, caller: Identity = require("operator")
+    ) -> dict[str, Any]:
+        return shown(controller.cancel(name, caller.subject, said.reason[:_LONGEST_REASON]))
 
-    @app.post("/evacuations/{name}/confirm")
+    @app.post("/evacuations/{name}/confirm", response_model=Evacuation)
     def confirm(name: str, caller: Identity = require("operator")) -> dict[str, Any]:
         return shown(controller.confirm(name, caller.subject))
 
-    @app.get("/evacuations/{name}/gate/{attempt}")
+    @app.get("/evacuations/{name}/gate/{attempt}", response_model=Gate)
     async def gate(
-        name: str, attempt: int, timeout: float = 25.0, _caller: Identity = require("host", "service", "operator")
+        name: str, attempt: int, timeout: Timeout = 25.0, _caller: Identity = require("host", "service", "operator")
     ) -> dict[str, Any]:
         run = controller.run(name)
         end = time.monotonic() + min(timeout, _LONGEST_POLL_S)
@@ -140,36 +158,83 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
                 return to_dict(answer)
             await around.news.wait(version, left)
 
-    # -- guests ------------------------------------------------------------------------------------------------
+    # -- relocations -------------------------------------------------------------------------------------------
 
-    @app.get("/guests/{name}/notice")
-    async def notice(
-        name: str, after: int = 0, timeout: float = 25.0, caller: Identity = require("guest")
-    ) -> dict[str, Any]:
+    @app.post("/relocations", response_model=Relocation)
+    def relocate(asked: Document[RelocationRequest], caller: Identity = require("service")) -> dict[str, Any]:
+        check_name("relocation", asked.id)
+        check_name("job", asked.job)
+        begun = controller.relocations.begin(asked, caller.subject)
+        with around.changed:
+            return to_dict(begun)
+
+    @app.get("/relocations/{name}", response_model=Relocation, dependencies=[require()])
+    async def relocation(name: str, timeout: Timeout = 0.0) -> dict[str, Any]:
         end = time.monotonic() + min(timeout, _LONGEST_POLL_S)
         while True:
             version = around.news.version
-            job = this_guest(name, caller).job
-            answer = around.board.notice(job) if job else None
+            found = controller.relocations.find(name)
+            if found is None:
+                raise HTTPException(404, f"there is no relocation {name}")
+            left = end - time.monotonic()
+            if found.ended is not None or left <= 0:
+                with around.changed:
+                    return to_dict(found)
+            await around.news.wait(version, left)
+
+    # -- guests, and hosts that a job has without guests ---------------------------------------------------------
+
+    async def notice_of(current: Callable[[], Notice | None], after: int, timeout: float) -> dict[str, Any]:
+        """Wait for a notice that is newer than ``after``, or for there being none any more."""
+        end = time.monotonic() + min(timeout, _LONGEST_POLL_S)
+        while True:
+            version = around.news.version
+            answer = current()
             news = answer.serial > after if answer else after > 0
             left = end - time.monotonic()
             if news or left <= 0:
                 return to_dict(answer) if answer else {}
             await around.news.wait(version, left)
 
-    @app.post("/guests/{name}/report")
-    def report(
-        name: str,
-        document: Any = Body(),
-        caller: Identity = require("guest"),
-    ) -> dict[str, Any]:
-        guest = this_guest(name, caller)
-        said = from_dict(GuestReport, document)
-        if said.job != guest.job:
-            raise HTTPException(409, f"{name} belongs to job {guest.job}, not to {said.job}")
+    def take_report(name: str, job: str | None, said: GuestReport) -> None:
+        if said.job != job:
+            raise HTTPException(409, f"{name} belongs to job {job}, not to {said.job}")
         if not 1 <= said.epoch <= around.board.notice(said.job).epoch:
             raise HTTPException(409, f"there was no notice with epoch {said.epoch} for job {said.job}")
         around.board.report(name, said)
+
+    @app.get("/guests/{name}/notice", response_model=Notice | Nothing)
+    async def guests_notice(
+        name: str, after: After = 0, timeout: Timeout = 25.0, caller: Identity = require("guest")
+    ) -> dict[str, Any]:
+        def current() -> Notice | None:
+            job = this_guest(name, caller).job
+            return around.board.notice(job) if job else None
+
+        return await notice_of(current, after, timeout)
+
+    @app.get("/hosts/{name}/notice", response_model=Notice | Nothing)
+    async def hosts_notice(
+        name: str, after: After = 0, timeout: Timeout = 25.0, caller: Identity = require("host")
+    ) -> dict[str, Any]:
+        def current() -> Notice | None:
+            check_caller(name, caller)
+            job = around.cluster.job_on(name)
+            owner = [job.request.uid, job.request.gid] if job else []
+            return dataclasses.replace(around.board.notice(job.id), owner=owner) if job else None
+
+        return await notice_of(current, after, timeout)
+
+    @app.post("/guests/{name}/report", response_model=Nothing)
+    def guests_report(name: str, said: Document[GuestReport], caller: Identity = require("guest")) -> dict[str, Any]:
+        take_report(name, this_guest(name, caller).job, said)
+        return {}
+
+    @app.post("/hosts/{name}/report", response_model=Nothing)
+    def hosts_report(name: str, said: Document[GuestReport], caller: Identity = require("host")) -> dict[str, Any]:
+        check_caller(name, caller)
+        job = around.cluster.job_on(name)
+        take_report(name, job.id if job else None, said)
         return {}
 
     return app

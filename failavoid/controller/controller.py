@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 
 from failavoid.controller.evacuation import EvacuationRun
-from failavoid.controller.fleet import Fleet
+from failavoid.controller.fleet import WITHOUT_RANKS, Fleet, destinations
 from failavoid.controller.planning import lead_of
+from failavoid.controller.relocations import Relocations
 from failavoid.controller.surroundings import Surroundings
 from failavoid.shared.messages import (
     Alarm,
@@ -46,7 +47,8 @@ class Controller:
         progress: Callable[[str, list[str]], list[MoveProgress]] = lambda _address, _guests: [],
     ) -> None:
         self.around = around
-        self.fleet = Fleet(around.board)
+        self.relocations = Relocations(around)
+        self.fleet = Fleet(around.board, self.relocations)
         self._progress = progress
         self._status = around.journal.status() or ControllerStatus(mode)
         self._status.mode = mode
@@ -54,12 +56,13 @@ class Controller:
             self._add(evacuation)
 
     def resume(self) -> None:
-        """Take up the evacuations that were open when the controller ended."""
+        """Take up the evacuations and relocations that were open when the controller ended."""
         if self._status.stopped:
             log.warning("NEW EVACUATIONS ARE STOPPED since %s: %s", self._status.stopped_by, self._status.reason)
         for run in self.fleet.open():
             log.warning("%s: taken up again in state %s", run.evacuation.id, run.evacuation.state)
             self._start(run)
+        self.relocations.resume()
 
     # -- beginning -----------------------------------------------------------------------------------------
 
@@ -121,7 +124,7 @@ class Controller:
             )
         jobs = {host: self._jobs_to_move(host, membership) for host in hosts}
         if not any(jobs.values()):
-            raise RequestError(409, f"no job has guests on {where}: ask the resource manager to retire it instead")
+            raise RequestError(409, f"no job is on {where}: ask the resource manager to retire it instead")
         open_ = [run for host in hosts for job in jobs[host] if (run := self.fleet.open_on(host, job))]
         if len(open_) == sum(map(len, jobs.values())):
             ids = ", ".join(run.evacuation.id for run in open_)
@@ -219,15 +222,17 @@ class Controller:
         hosts = hosts_of(where, membership)
         if not hosts:
             raise RequestError(404, f"there is no host or failure domain {where}: see 'failavoid hosts' for the names")
-        addresses = {host.name: host.address for host in membership.hosts}
+        known = {host.name: host for host in membership.hosts}
+        jobs = {job.id: job for job in membership.jobs}
         found = []
         for host in hosts:
+            others = [other for other in membership.hosts if other.name != host]
             for job in jobs_on(host, membership):
                 run = self.fleet.open_on(host, job)
                 lead = lead_of(run.evacuation.alarm if run else None, self.around.clock.now())
                 guests = [g for g in membership.guests if (g.host, g.job) == (host, job) and g.state != "lost"]
-                known = next(one for one in membership.jobs if one.id == job)
-                found.append(self.around.planner.plan(host, addresses[host], known, guests, lead, self.evacuations()))
+                plan = self.around.planner.plan(known[host], jobs[job], guests, lead, self.evacuations(), others)
+                found.append(plan)
         return found
 
     def progress(self, evacuation_id: str) -> list[MoveProgress]:
@@ -267,7 +272,7 @@ class Controller:
         coming = {
             run.evacuation.job
             for run in self.fleet.open()
-            if run.evacuation.spare == host and run.evacuation.state in ("MIGRATING", "VERIFIED")
+            if host in destinations(run.evacuation) and run.evacuation.state in ("MIGRATING", "VERIFIED")
         }
         return sorted(coming.union(jobs_on(host, membership)))
 
@@ -304,8 +309,9 @@ class Controller:
     def _spares_fail(self, hosts: list[str], reason: str) -> None:
         """Have evacuations look for another spare if theirs is about to fail."""
         for run in self.fleet.open():
-            if run.evacuation.spare in hosts:
-                run.lose_spare(reason)
+            for host in destinations(run.evacuation):
+                if host in hosts:
+                    run.lose_destination(host, reason)
 
     def _new(
         self, host: str, job: str, reason: str, alarm: Alarm | None, needs_confirmation: bool, domain: str = ""
@@ -354,9 +360,14 @@ def hosts_of(where: str, membership: Membership) -> list[str]:
 
 
 def jobs_on(host: str, membership: Membership) -> list[str]:
-    """Return the jobs that have guests on a host."""
+    """Return the jobs that have guests on a host, or the host itself."""
     over = {job.id for job in membership.jobs if job.state in ("completed", "failed")}
-    found = {guest.job for guest in membership.guests if guest.host == host and guest.job and guest.state != "lost"}
+    found = {
+        guest.job
+        for guest in membership.guests
+        if guest.host == host and guest.job and guest.state not in WITHOUT_RANKS
+    }
+    found |= {job.id for job in membership.jobs if host in job.hosts}
     return sorted(job for job in found if job not in over)
 
 

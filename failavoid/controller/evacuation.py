@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 
-from failavoid.controller.fleet import Fleet
+from failavoid.controller.fleet import Fleet, destinations
 from failavoid.controller.ranks import Ranks
 from failavoid.controller.spare import SpareFailedError
 from failavoid.controller.steps import Steps
@@ -36,7 +36,8 @@ class EvacuationRun:
         evacuation = self.evacuation
         moving = evacuation.state == "MIGRATING" and not self._steps.ending
         over = self._steps.ending or evacuation.state not in (*BEFORE_THE_MOVE, "MIGRATING")
-        mine = attempt == evacuation.attempt and evacuation.spare not in evacuation.failed_spares
+        lost = evacuation.failed_spares.keys() & set(destinations(evacuation))
+        mine = attempt == evacuation.attempt and not lost
         return Gate(evacuation.id, moving and mine and self._way.opened, over or not mine)
 
     def cancel(self, reason: str) -> bool:
@@ -64,12 +65,12 @@ class EvacuationRun:
             self.around.changed.notify_all()
             return True
 
-    def lose_spare(self, reason: str) -> None:
-        """Take note that the spare is about to fail itself; guests that move to it already go on."""
+    def lose_destination(self, host: str, reason: str) -> None:
+        """Take note that a host that guests are to go to is about to fail itself; those on their way already go on."""
         with self.around.changed:
             evacuation = self.evacuation
-            if evacuation.state in BEFORE_THE_MOVE and evacuation.spare:
-                evacuation.failed_spares.setdefault(evacuation.spare, reason)
+            if evacuation.state in BEFORE_THE_MOVE:
+                evacuation.failed_spares.setdefault(host, reason)
                 self.around.journal.save(evacuation)
                 self.around.changed.notify_all()
 

@@ -9,20 +9,28 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from failavoid.controller.notices import NoticeBoard
+from failavoid.controller.relocations import Relocations
 from failavoid.shared.messages import EVACUATION_ENDS, Evacuation
 
 if TYPE_CHECKING:
     from failavoid.controller.evacuation import EvacuationRun
 
+WITHOUT_RANKS = ("lost", "relocating")  # guests of a job that need not leave
 _NEVER = float("inf")
+
+
+def destinations(evacuation: Evacuation) -> list[str]:
+    """Return the hosts that guests go to in the present attempt: the spare, or all that they are packed onto."""
+    return evacuation.packed_onto or ([evacuation.spare] if evacuation.spare else [])
 
 
 class Fleet:
     """All evacuations by name, the oldest first."""
 
-    def __init__(self, board: NoticeBoard) -> None:
+    def __init__(self, board: NoticeBoard, relocations: Relocations) -> None:
         self.runs: dict[str, EvacuationRun] = {}
         self._board = board
+        self._relocations = relocations
 
     def open(self) -> list[EvacuationRun]:
         """Return the evacuations that have not ended."""
@@ -69,9 +77,9 @@ class Fleet:
         )
 
     def waits_for_arrivals(self, evacuation: Evacuation) -> bool:
-        """Whether guests are on their way to the host that this evacuation is to empty."""
-        return any(
-            other.evacuation.spare == evacuation.host
+        """Whether guests are on their way to the host that this evacuation is to empty, or from it to their job."""
+        return self._relocations.concern(evacuation.host) or any(
+            evacuation.host in destinations(other.evacuation)
             for other in self.open()
             if other.evacuation is not evacuation and other.evacuation.state != "RELEASED"
         )
@@ -117,7 +125,7 @@ class Fleet:
     def places(self, evacuation: Evacuation) -> tuple[str, str]:
         """Return the hosts that an evacuation's epoch leaves and those it goes to, in words."""
         sharing = [run.evacuation for run in self._sharing(evacuation)]
-        left, spares = {one.host for one in sharing}, {one.spare for one in sharing if one.spare}
+        left, spares = {one.host for one in sharing}, {host for one in sharing for host in destinations(one)}
         return ", ".join(sorted(left)), ", ".join(sorted(spares))
 
     def others_in_epoch(self, evacuation: Evacuation) -> bool:

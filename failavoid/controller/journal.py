@@ -1,4 +1,4 @@
-"""The controller's memory that outlives it: evacuations and their steps, notices, reports, the audit trail.
+"""The controller's memory that outlives it: evacuations and their steps, notices, reports, the audit log.
 
 A step has two rows: `begun` is written before its side effect, `done` after it, so after a crash it is known
 what may have happened. Steps, alarms and requests are events of one table, whose numbers give their order. Nothing is
@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from failavoid.services import Changes
-from failavoid.shared.messages import Alarm, ControllerStatus, Evacuation, Event, Notice, Step, from_dict, to_dict
+from failavoid.shared.messages import (
+    Alarm,
+    ControllerStatus,
+    Evacuation,
+    Event,
+    Notice,
+    Relocation,
+    Step,
+    from_dict,
+    to_dict,
+)
 
 ITSELF = "controller"  # who takes steps
 STEP, ALARM, REQUEST, WITHDRAWAL = "step", "alarm", "request", "withdrawal"
@@ -33,6 +43,7 @@ CREATE TABLE IF NOT EXISTS notices (job TEXT PRIMARY KEY, serial INTEGER NOT NUL
 CREATE TABLE IF NOT EXISTS reports (
   job TEXT NOT NULL, epoch INTEGER NOT NULL, guest TEXT NOT NULL, state TEXT NOT NULL, time REAL NOT NULL,
   ranks INTEGER NOT NULL, PRIMARY KEY (job, epoch, guest, state));
+CREATE TABLE IF NOT EXISTS relocations (id TEXT PRIMARY KEY, record TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS status (one INTEGER PRIMARY KEY CHECK (one = 1), record TEXT NOT NULL);
 """
 
@@ -119,6 +130,18 @@ class Journal:
             elif said["mark"] == _DONE:
                 step.done, step.detail = at, said["words"]
         return list(found.values())
+
+    # -- relocations ---------------------------------------------------------------------------------------
+
+    def save_relocation(self, relocation: Relocation) -> None:
+        """Write a relocation's present state."""
+        with self._writing() as db:
+            record = json.dumps(to_dict(relocation))
+            db.execute("INSERT OR REPLACE INTO relocations VALUES (?, ?)", (relocation.id, record))
+
+    def relocations(self) -> list[Relocation]:
+        """Every relocation there ever was."""
+        return [from_dict(Relocation, json.loads(record)) for (record,) in self._rows("SELECT record FROM relocations")]
 
     # -- events --------------------------------------------------------------------------------------------
 

@@ -109,7 +109,7 @@ def _facts(domain: Any) -> GuestFacts:
         said = {}
     measured = said.get("dirtyrate.calc_status") == libvirt.VIR_DOMAIN_DIRTYRATE_MEASURED
     dirty = said.get("dirtyrate.megabytes_per_second") if measured else None
-    return GuestFacts(domain_xml.passed_through(domain.XMLDesc()), None if dirty is None else dirty * 2.0**20)
+    return GuestFacts(list(domain_xml.passed_through(domain.XMLDesc())), None if dirty is None else dirty * 2.0**20)
 
 
 def _progress(domain: Any) -> MoveProgress | None:

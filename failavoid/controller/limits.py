@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from failavoid.shared.messages import ON_DEADLINE
+from failavoid.shared.messages import ON_DEADLINE, ON_DEVICES
 
 MODES = ("act", "recommend", "observe")
 
@@ -17,8 +17,10 @@ class Limits:
     gather_minimum_s: float = 2.0  # however close the failure is
     expected_migration_s: float = 10.0  # kept free before the predicted failure, or longer by the plan
     on_deadline: str = "migrate"  # of ON_DEADLINE, for jobs that don't say
-    migration_timeout_s: float = 300.0
+    migration_timeout_s: float = 300.0  # for the playbook, beside the guests' memory
+    migration_s_per_gib: float = 120.0  # on top, for each GiB of the guests that move
     settle_timeout_s: float = 30.0  # for both hosts to agree where a guest is
+    cut_off_timeout_s: float = 900.0  # instead of these, while most hosts are silent: the head is cut off then
     reach_timeout_s: float = 20.0  # for a moved guest and its peer to say that it can be reached
     resume_timeout_s: float = 30.0  # for ranks to say that they run again
     retry_s: float = 2.0  # between attempts to reach the resource manager
@@ -41,7 +43,7 @@ class Policy:
     attempts: int = 3  # spares that are tried, where one fails
     on_no_spare: str = "pack"  # pack onto hosts of the job that have room | leave the guests where they are
     on_short_lead: str = "migrate"  # migrate all the same | cancel: where the plan says that nothing helps
-    passed_through: str = "refuse"  # to move guests with passed-through devices (checkpoint) | unplug the devices
+    on_devices: str = "refuse"  # of ON_DEVICES, for jobs that don't say: refuse to move their guests, or unplug them
     checkpoint_s: float = 0.0  # that a checkpoint takes; 0: no job is relied on to write one in time
     bandwidth_bps: float = 125e6  # bytes a second from host to host, until moves were measured
     overhead_s: float = 2.0  # of an evacuation beside the transfer
@@ -49,7 +51,7 @@ class Policy:
     def __post_init__(self) -> None:
         one_of("on_no_spare", self.on_no_spare, ("pack", "leave"))
         one_of("on_short_lead", self.on_short_lead, ("migrate", "cancel"))
-        one_of("passed_through", self.passed_through, ("refuse", "unplug"))
+        one_of("on_devices", self.on_devices, ON_DEVICES)
         if not 1 <= self.attempts <= 10:
             raise ValueError(f"setting 'attempts' is {self.attempts}; it must be from 1 to 10")
         if self.bandwidth_bps <= 0:

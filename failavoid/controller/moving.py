@@ -15,6 +15,7 @@ from failavoid.controller.playbooks import (
     AbortMoves,
     MigrateGuests,
     MoveOrder,
+    moved_guests,
     note_results,
     verified_guests,
 )
@@ -60,10 +61,17 @@ class Move:
             self._heard.host_results.setdefault(host, {})[task] = said
             self._changed.notify_all()
 
+    def all_have_moved(self) -> bool:
+        """Whether their source says of all guests that they have moved, verified or not."""
+        return moved_guests(self._heard) >= {migration.guest for migration in self.order.migrations}
+
     def has_said_all(self) -> bool:
         """Whether it has ended, or named every guest as verified: its own end costs time that ranks need not wait."""
-        guests = {migration.guest for migration in self.order.migrations}
-        return self.result is not None or verified_guests(self._heard) >= guests
+        return self.result is not None or self.has_verified_all()
+
+    def has_verified_all(self) -> bool:
+        """Whether every guest was named as arrived, running and pinned."""
+        return verified_guests(self._heard) >= {migration.guest for migration in self.order.migrations}
 
     def settle(self) -> tuple[PlaybookResult, list[str]]:
         """Note what is said of each guest once all is said; returns the playbook's result, and who it says nothing of.

@@ -9,12 +9,13 @@ at the barrier write next to nothing, while a dirty rate was measured when they 
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from failavoid.controller.libvirt_view import GuestFacts
 from failavoid.controller.limits import Policy
-from failavoid.shared.messages import Alarm, Evacuation, Guest, GuestPlan, Job, Plan
+from failavoid.shared.messages import Alarm, Evacuation, Guest, GuestPlan, Host, Job, Plan
 
 MIGRATE, CHECKPOINT, NOTHING, OFF = "migrate", "checkpoint", "nothing helps", "off"
 _LATEST_MOVES = 10
@@ -29,34 +30,68 @@ class Planner:
     policy: Policy
 
     def plan(
-        self, host: str, address: str, job: Job, guests: list[Guest], lead_s: float | None, past: list[Evacuation]
+        self,
+        host: Host,
+        job: Job,
+        guests: list[Guest],
+        lead_s: float | None,
+        past: list[Evacuation],
+        others: list[Host],
     ) -> Plan:
-        """Plan for a job's guests on a host that fails in ``lead_s`` seconds; ``past`` tells how fast moves were."""
+        """Plan for a job's guests on a host that fails in ``lead_s`` seconds.
+
+        ``past`` tells how fast moves were, ``others`` are the hosts that guests may go to.
+        """
         bandwidth, source = self._bandwidth(past)
         policy = job.request.policy
+        if job.resource == "hosts":
+            decision = OFF if policy == "off" else CHECKPOINT
+            reasons = [f"the job runs on {host.name} itself, without guests: nothing of it can move"]
+            reasons += [f"the job's policy is {policy}"] if policy == "off" else []
+            at_risk = [GuestPlan(host.name, 0, 0.0)]
+            return Plan(host.name, job.id, decision, reasons, 0.0, lead_s, bandwidth, at_risk)
         if policy != "migrate":
             decision = OFF if policy == "off" else CHECKPOINT
             at_risk = [estimate(guest, None, bandwidth) for guest in guests]
-            return Plan(host, job.id, decision, [f"the job's policy is {policy}"], 0.0, lead_s, bandwidth, at_risk)
-        known = self.facts(address)
+            return Plan(host.name, job.id, decision, [f"the job's policy is {policy}"], 0.0, lead_s, bandwidth, at_risk)
+        known = self.facts(host.address)
         planned = [estimate(guest, (known or {}).get(guest.name), bandwidth) for guest in guests]
         needed = round(self.policy.overhead_s + sum(one.seconds for one in planned), 2)
-        plan = Plan(host, job.id, MIGRATE, [], needed, lead_s, bandwidth, planned)
-        self._decide(plan)
+        plan = Plan(host.name, job.id, MIGRATE, [], needed, lead_s, bandwidth, planned)
+        if self._devices_allow(plan, job, guests, others):
+            self._decide(plan)
         size = sum(guest.memory_kb for guest in guests) / 1024
         plan.reasons.append(f"{len(guests)} guests of {size:.0f} MiB at {bandwidth / 2**20:.0f} MiB/s ({source})")
         if known is None:
-            plan.reasons.append(f"libvirt on {host} does not answer: whether devices are passed through is not known")
+            plan.reasons.append(f"libvirt on {host.name} does not answer: what else is passed through is not known")
         return plan
 
+    def _devices_allow(self, plan: Plan, job: Job, guests: list[Guest], others: list[Host]) -> bool:
+        """Whether the guests can move with what is passed through to them; says so in the plan."""
+        has = [f"{guest.guest} has {', '.join(guest.devices)}" for guest in plan.guests if guest.devices]
+        if not has:
+            return True
+        words = "; ".join(has)
+        kinds = Counter(device.kind for guest in guests for device in guest.devices)
+        known = {f"pci {device.address}" for guest in guests for device in guest.devices}
+        strange = [name for guest in plan.guests for name in guest.devices if name not in known]
+        offer = [host.name for host in others if all(len(host.devices.get(kind, [])) >= kinds[kind] for kind in kinds)]
+        policy = job.request.on_devices or self.policy.on_devices
+        if policy == "refuse":
+            reason = f"passed-through devices do not move: {words} (policy on_devices: refuse)"
+        elif strange:
+            reason = f"passed-through devices do not move: {words}, and {', '.join(strange)} not by its launch"
+        elif not offer:
+            needed = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds))
+            reason = f"{words}, and no other host offers {needed} (hypervisor_devices)"
+        else:
+            plan.reasons.append(f"to be unplugged before the move: {words}; {', '.join(offer)} can give the same")
+            return True
+        plan.decision = CHECKPOINT
+        plan.reasons.append(reason)
+        return False
+
     def _decide(self, plan: Plan) -> None:
-        devices = [f"{guest.guest} has {', '.join(guest.devices)}" for guest in plan.guests if guest.devices]
-        if devices and self.policy.passed_through == "refuse":
-            plan.decision = CHECKPOINT
-            plan.reasons.append(f"passed-through devices do not move: {'; '.join(devices)}")
-            return
-        if devices:
-            plan.reasons.append(f"to be unplugged before the move: {'; '.join(devices)}")
         if plan.lead_s is None:
             plan.reasons.append(f"about {plan.needed_s:.1f} s are needed; when the host fails is not known")
             return
@@ -81,7 +116,9 @@ def estimate(guest: Guest, facts: GuestFacts | None, bandwidth_bps: float) -> Gu
     dirty = facts.dirty_bps if facts else None
     left = max(bandwidth_bps - (dirty or 0.0), bandwidth_bps * _LEAST_SHARE)
     seconds = round(guest.memory_kb * 1024 / left, 2)
-    return GuestPlan(guest.name, guest.memory_kb, seconds, dirty, facts.devices if facts else [])
+    declared = [f"pci {device.address}" for device in guest.devices]
+    devices = list(dict.fromkeys([*declared, *(facts.devices if facts else [])]))
+    return GuestPlan(guest.name, guest.memory_kb, seconds, dirty, devices)
 
 
 def lead_of(alarm: Alarm | None, now: float) -> float | None:

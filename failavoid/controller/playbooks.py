@@ -19,7 +19,7 @@ ABORT = "abort.yml"
 MOVED, FAILED, CANCELLED = "moved", "failed", "cancelled"
 ENDS = (MOVED, FAILED, CANCELLED)
 
-_PLANNED_HERE = ("guest", "source", "destination", "address", "attempt")
+_PLANNED_HERE = ("guest", "source", "destination", "address", "attempt", "devices")
 _REPORTED = [f.name for f in dataclasses.fields(Migration) if f.name not in _PLANNED_HERE]
 
 
@@ -27,13 +27,16 @@ _REPORTED = [f.name for f in dataclasses.fields(Migration) if f.name not in _PLA
 class MoveOrder:
     """One attempt of an evacuation, as its playbook needs it.
 
-    ``name`` is what hosts keep the moves under: one name is never used for other moves.
+    ``name`` is what hosts keep the moves under: one name is never used for other moves. ``memory_kb`` is that of all
+    guests. Moves that are not ``gated`` wait for nobody's ranks.
     """
 
     evacuation: str
     attempt: int
     migrations: list[Migration]
     hosts: dict[str, Host]
+    memory_kb: int = 0
+    gated: bool = True
 
     @property
     def name(self) -> str:
@@ -48,12 +51,16 @@ AbortMoves = Callable[[MoveOrder], PlaybookResult]
 
 @dataclass
 class Playbooks:
-    """Runs the playbooks of evacuations; ``gate`` is the controller's URL as hosts reach it."""
+    """Runs the playbooks of evacuations; ``gate`` is the controller's URL as hosts reach it.
+
+    A playbook may take ``timeout_s``, and ``s_per_gib`` for each GiB that moves.
+    """
 
     inventory: Path
     log_dir: Path
     gate: str
     timeout_s: float
+    s_per_gib: float
 
     def migrate(self, order: MoveOrder, hear: OnEvent, cancelled: Cancelled) -> PlaybookResult:
         """Run migrate.yml to its end; ``hear`` gets each task's result."""
@@ -63,10 +70,14 @@ class Playbooks:
             variables(order, self.gate),
             order.name,
             self.log_dir,
-            self.timeout_s,
+            self.limit_s(order),
             on_event=hear,
             cancelled=cancelled,
         )
+
+    def limit_s(self, order: MoveOrder) -> float:
+        """Return how long the playbook of an attempt may take."""
+        return self.timeout_s + self.s_per_gib * order.memory_kb / 2**20
 
     def abort(self, order: MoveOrder) -> PlaybookResult:
         """Give up what still moves; returns once it has ended on the hosts that can be reached."""
@@ -77,6 +88,7 @@ class Playbooks:
 
 def variables(order: MoveOrder, gate: str) -> dict[str, Any]:
     """Return migrate.yml's variables. Every word is checked, since Ansible evaluates templates in them."""
+    own_gate = f"{gate}/evacuations/{check_name('evacuation', order.evacuation)}/gate/{order.attempt}"
     return {
         "evacuation": check_name("evacuation", order.name),
         "migrate_guests": [
@@ -88,10 +100,14 @@ def variables(order: MoveOrder, gate: str) -> dict[str, Any]:
                 "destination_address": _check_address(order.hosts[migration.destination].address),
                 "cores": [int(core) for core in migration.cores],
                 "numa_node": int(migration.numa_node),
+                "devices": [
+                    {"kind": check_name("device kind", device.kind), "address": _check_address(device.address)}
+                    for device in migration.devices
+                ],
             }
             for migration in order.migrations
         ],
-        "migrate_gate_url": f"{gate}/evacuations/{check_name('evacuation', order.evacuation)}/gate/{order.attempt}",
+        "migrate_gate_url": own_gate if order.gated else "",
     }
 
 
@@ -115,6 +131,11 @@ def note_results(migrations: list[Migration], result: PlaybookResult) -> set[str
             if said.get(name) is not None:
                 setattr(migration, name, said[name])
     return named
+
+
+def moved_guests(result: PlaybookResult) -> set[str]:
+    """Return the guests that a task names as moved."""
+    return {said["guest"] for said in _said_of_guests(result) if said.get("state") == MOVED}
 
 
 def verified_guests(result: PlaybookResult) -> set[str]:

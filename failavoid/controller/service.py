@@ -37,13 +37,16 @@ def make_controller(settings: Settings, secret: bytes) -> Controller:
     changed, news = threading.Condition(), Changes()
     clock = Clock(changed)
     journal = Journal(state / "journal.sqlite")
-    manager = ResourceManager(settings.resource_manager, mint(secret, "service", "controller"))
+    manager = ResourceManager(
+        settings.resource_manager, mint(secret, "service", "controller"), authority=settings.tls.authority
+    )
     cluster = Cluster(manager, changed, news)
     playbooks = Playbooks(
         Path(settings.inventory),
         playbook_logs(settings),
         settings.url.rstrip("/"),
         limits.gather_timeout_s + limits.migration_timeout_s,
+        limits.migration_s_per_gib,
     )
     board = NoticeBoard(journal, changed, news, clock)
     around = Surroundings(
@@ -87,7 +90,7 @@ def main() -> None:
     connections = (Path(settings.inventory), playbook_logs(settings), stop)
     threading.Thread(target=keep_connections, args=connections, daemon=True, name="connections").start()
     controller.resume()
-    run(build_app(controller, secret), settings.listen, settings.port)
+    run(build_app(controller, secret), settings.listen, settings.port, settings.tls)
     stop.set()
 
 

@@ -32,7 +32,7 @@ class SpareFailedError(Exception):
 
 
 class Spare:
-    """The spare of ``evacuation``, whose ``spare`` and ``lease`` name it."""
+    """The spare of ``evacuation``, whose ``spare`` and ``lease`` name it, or the hosts that it is ``packed_onto``."""
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class Spare:
         self._limits = limits
         self._clock = clock
         self.renew_at = 0.0  # a lease from before a restart is renewed at once
+        self.is_ours = False  # whether the resource manager has said so since the controller was started
 
     def take(self, guests: list[str], pack: bool) -> list[Placement]:
         """Lease a spare for these guests, with places on it; may be repeated.
@@ -63,7 +64,7 @@ class Spare:
                 raise NoSpareError(str(error)) from error
             raise
         evacuation = self.evacuation
-        evacuation.spare, evacuation.lease = lease.host, lease.id
+        evacuation.spare, evacuation.lease, evacuation.packed_onto = lease.host, lease.id, lease.packed_onto
         self._note(lease)
         self._journal.save(evacuation)
         try:
@@ -98,6 +99,7 @@ class Spare:
     def _note(self, lease: Lease) -> None:
         """Renew the lease at half its time."""
         self.renew_at = (self._clock.now() + lease.expires) / 2
+        self.is_ours = True
 
     def keep(self, guests_move: bool) -> None:
         """See to it that the spare stays ours, also after a restart. Raises SpareFailedError if it is lost.
@@ -111,7 +113,7 @@ class Spare:
         guests = sorted(m.guest for m in evacuation.migrations if m.attempt == evacuation.attempt)
         try:
             request = LeaseRequest(evacuation.id, guests, host=evacuation.spare, pack=True)
-            request.beside = self._fleet.ids_beside(evacuation)
+            request.packed_onto, request.beside = evacuation.packed_onto, self._fleet.ids_beside(evacuation)
             lease = self._manager.lease(request)
         except ManagerError as error:
             if error.refused:

@@ -51,6 +51,7 @@ class Steps:
             evacuation, name = self._evacuation, self._name("attempt_failed")
             evacuation.attempt += 1
             evacuation.state, evacuation.spare, evacuation.lease = "PREDICTED", None, None
+            evacuation.packed_onto = []
             self._journal.done(evacuation, name, reason)
             self._changed.notify_all()
 

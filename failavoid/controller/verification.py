@@ -1,7 +1,8 @@
 """Where each guest runs after a move and whether it can be reached: the playbook's word does not do.
 
 Where it runs, both hosts' libvirt says. Whether it can be reached is tried from the head and by a peer guest of its
-job; whether its root file system answers, its own agent says.
+job; whether its root file system answers, its own agent says. Where most hosts are silent at once the head is the one
+that is cut off: no host is given up for that.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from failavoid.controller.manager import Cluster
 from failavoid.controller.notices import NoticeBoard
 from failavoid.controller.playbooks import ENDS
 from failavoid.controller.playbooks import MOVED as SAID_MOVED
-from failavoid.shared.messages import Arrival, Evacuation, Migration
+from failavoid.shared.messages import Arrival, Evacuation, Guest, Migration
 
 # A migration's states once both ends were looked at; "running": it can't be told.
 MOVED, STAYED, GONE, UNCLEAR = "moved", "failed", "cancelled", "running"
 
 _LOOK_S = 0.2
 _CONNECT_S = 0.1
+_ASKED = 15  # of a large site's hosts, whether the head is cut off
 
 
 @dataclass
@@ -40,21 +42,38 @@ class Verifier:
 
     def verify(self, evacuation: Evacuation, migrations: list[Migration]) -> list[str]:
         """Set the state of each migration by what is seen; returns what is wrong, as sentences."""
-        said = {m.guest: m.state for m in migrations}
-        end = self.clock.now() + self.limits.settle_timeout_s
-        while True:
-            troubles = self._look(evacuation.job, migrations, said)
-            if all(m.state != UNCLEAR for m in migrations) or self.clock.now() > end:
-                break
-            self.clock.sleep(_LOOK_S)
+        troubles = self.locate(evacuation.job, migrations)
         moved = [m for m in migrations if m.state == MOVED]
         troubles += [f"{m.guest} moved, but its pinning was not verified" for m in moved if not m.pin_verified]
         return troubles + self._unreachable(evacuation, moved)
+
+    def locate(self, job: str, migrations: list[Migration]) -> list[str]:
+        """Set the state of each migration by what both ends say; returns what is wrong with those that stayed."""
+        said = {m.guest: m.state for m in migrations}
+        began = self.clock.now()
+        while True:
+            troubles = self._look(job, migrations, said)
+            if all(m.state != UNCLEAR for m in migrations) or self.gives_up(began, self.limits.settle_timeout_s):
+                return troubles
+            self.clock.sleep(_LOOK_S)
 
     def can_be_asked(self, host: str) -> bool:
         """Whether the libvirt of a host answers."""
         found = self.cluster.host(host)
         return found is not None and self.look(found.address) is not None
+
+    def head_is_cut_off(self) -> bool:
+        """Whether most hosts are silent: then this host can't reach them, and they go on. Of many some are asked."""
+        known = self.cluster.membership
+        hosts = {host.name: host.address for host in (known.hosts if known else []) if host.pool != "defunct"}
+        asked = sorted(hosts)[:: -(-len(hosts) // _ASKED)] if hosts else []
+        views = self.clock.in_parallel(lambda name: self.look(hosts[name]), asked)
+        return len(asked) > 1 and 2 * sum(view is None for view in views.values()) > len(asked)
+
+    def gives_up(self, began: float, timeout_s: float) -> bool:
+        """Whether that is over for what is waited for since ``began``; a head that is cut off waits for longer."""
+        waited = self.clock.now() - began
+        return waited > timeout_s and (waited > self.limits.cut_off_timeout_s or not self.head_is_cut_off())
 
     def _look(self, job: str, migrations: list[Migration], said: dict[str, str]) -> list[str]:
         addresses = {host.name: host.address for host in self.cluster.refresh().hosts}
@@ -71,32 +90,45 @@ class Verifier:
                     m.error = m.error or troubles[-1]
         return troubles
 
+    def ask(self, evacuation: Evacuation, moved: list[Migration]) -> list[Arrival]:
+        """Have the job's agents look at guests that have moved; may be repeated. Returns what was asked.
+
+        Their words take a while to come: they can be asked for as soon as the source says that the guests have moved.
+        """
+        guests = self.cluster.refresh().guests
+        addresses = {guest.name: guest.address for guest in guests}
+        arrivals = [
+            Arrival(m.guest, addresses[m.guest], self._peer(evacuation, m, guests))
+            for m in moved
+            if m.guest in addresses
+        ]
+        if arrivals:
+            self.board.ask_about(evacuation.job, arrivals)
+        return arrivals
+
     def _unreachable(self, evacuation: Evacuation, moved: list[Migration]) -> list[str]:
         """Return what is wrong with the network of moved guests: ranks are not to find out."""
-        guests = {guest.name: guest for guest in self.cluster.refresh().guests}
-        arrivals = [
-            Arrival(m.guest, guests[m.guest].address, self._peer(evacuation, m)) for m in moved if m.guest in guests
-        ]
+        arrivals = self.ask(evacuation, moved)
         if not arrivals:
             return []
-        self.board.ask_about(evacuation.job, arrivals)
-        end = self.clock.now() + self.limits.reach_timeout_s
+        began, timeout_s = self.clock.now(), self.limits.reach_timeout_s
         addresses = {arrival.guest: arrival.address for arrival in arrivals}
         silent = list(addresses)
         while True:
             answered = self.clock.in_parallel(lambda guest: self.answers(addresses[guest]), silent)
             silent = [guest for guest in silent if not answered[guest]]
-            if not silent or self.clock.now() > end:
+            if not silent or self.gives_up(began, timeout_s):
                 break
             self.clock.sleep(_CONNECT_S)
-        over = self.cluster.job_is_over
 
-        def missing() -> list[str]:
-            return self._missing(evacuation, arrivals)
+        def all_said() -> bool:
+            return self.cluster.job_is_over(evacuation.job) or not self._missing(evacuation, arrivals)
 
-        self.clock.wait(lambda: not missing() or over(evacuation.job), end)
+        until = began + timeout_s
+        while not self.clock.wait(all_said, until) and not self.gives_up(began, timeout_s):
+            until = self.clock.now() + self.limits.retry_s
         troubles = [f"{guest} moved, but does not answer at {addresses[guest]}" for guest in silent]
-        return troubles + ([] if over(evacuation.job) else missing())
+        return troubles + ([] if all_said() else self._missing(evacuation, arrivals))
 
     def _missing(self, evacuation: Evacuation, arrivals: list[Arrival]) -> list[str]:
         """Return which words of the guests' agents are still missing, as sentences."""
@@ -112,12 +144,12 @@ class Verifier:
             if one.peer and one.guest not in said.reached
         ]
 
-    def _peer(self, evacuation: Evacuation, migration: Migration) -> str:
+    def _peer(self, evacuation: Evacuation, migration: Migration, guests: list[Guest]) -> str:
         """Return a guest of the job that is to reach a moved one: best one that does not move, on another host."""
         moving = set(self.board.notice(evacuation.job).affected)
         peers = [
             guest
-            for guest in self.cluster.refresh().guests
+            for guest in guests
             if guest.job == evacuation.job and guest.state != "lost" and guest.name != migration.guest
         ]
         best = min(

@@ -13,12 +13,13 @@ import logging
 from collections.abc import Callable
 
 from failavoid.controller.clock import NEVER
-from failavoid.controller.fleet import Fleet
+from failavoid.controller.fleet import WITHOUT_RANKS, Fleet, destinations
 from failavoid.controller.manager import ManagerError
 from failavoid.controller.moving import Move
 from failavoid.controller.planning import CHECKPOINT, NOTHING, OFF, lead_of
 from failavoid.controller.playbooks import MoveOrder, preparation
 from failavoid.controller.ranks import Ranks
+from failavoid.controller.reach import Reach
 from failavoid.controller.spare import NoSpareError, Spare, SpareFailedError
 from failavoid.controller.steps import Steps
 from failavoid.controller.surroundings import Surroundings
@@ -55,6 +56,7 @@ class Way:
         self._ranks = ranks
         self._move: Move | None = None
         self._spare = Spare(evacuation, fleet, around.manager, around.journal, around.limits, around.clock)
+        self._reach = Reach(evacuation, around, self._spare)
 
     def go_on(self) -> None:
         """Take the step that comes next. Raises what ends the evacuation, or its present attempt."""
@@ -63,7 +65,7 @@ class Way:
         if self._steps.begun("cancelled"):
             raise CancelledEvacuation(self._evacuation.error)
         if failed := self._steps.find("attempt_failed"):
-            raise SpareFailedError(failed.detail, self._spare_is_dead())
+            raise SpareFailedError(failed.detail, self._reach.spare_is_dead())
         checkpoint = self._evacuation.kind == CHECKPOINT
         ways: dict[str, Callable[[], None]] = {
             "PREDICTED": self._notice if checkpoint else self._lease,
@@ -98,22 +100,25 @@ class Way:
                     *(p.guest, evacuation.host, p.host, p.cores, p.numa_node),
                     address=guests[p.guest].address,
                     attempt=evacuation.attempt,
+                    devices=p.devices,
                 )
                 for p in placements
             ]
-        self._steps.done("leased", "LEASED", f"{evacuation.spare} for {', '.join(sorted(guests))}")
+        words = f"{', '.join(destinations(evacuation))} for {', '.join(sorted(guests))}"
+        self._steps.done("leased", "LEASED", words)
 
     def _plan(self) -> None:
         evacuation, around = self._evacuation, self._around
         self._give_way()
         self._steps.begin("planned")
-        guests = self._guests_to_move()
         job, host = around.cluster.job(evacuation.job), around.cluster.host(evacuation.host)
         if job is None or host is None:
             raise CancelledEvacuation(f"there is no {'host ' + evacuation.host if job else 'job ' + evacuation.job}")
+        guests: dict[str, Guest] = {} if job.resource == "hosts" else self._guests_to_move()
         past = [run.evacuation for run in self._fleet.runs.values()]
         lead = lead_of(evacuation.alarm, around.clock.now())
-        plan = around.planner.plan(host.name, host.address, job, list(guests.values()), lead, past)
+        others = [other for other in around.cluster.refresh().hosts if other.name != host.name]
+        plan = around.planner.plan(host, job, list(guests.values()), lead, past, others)
         words = f"{plan.decision}: {'; '.join(plan.reasons)}"
         with around.changed:
             evacuation.plan = plan
@@ -199,11 +204,15 @@ class Way:
         self._steps.begin("gathered")
         if evacuation.kind != CHECKPOINT:
             self._start_move()
-        guests = self._guests()
-        self._wait(
-            lambda: self._interrupted() or self._playbook_ended() or self._ranks.ready(guests) == guests,
-            self._ranks.deadline(),
-        )
+        guests, deadline = self._guests(), self._ranks.deadline()
+
+        def settled() -> object:
+            return self._interrupted() or self._playbook_ended() or self._ranks.ready(guests) == guests
+
+        began = self._around.clock.now()
+        self._wait(settled, deadline)
+        if not settled() and self._reach.wait_while_cut_off():  # nobody could be heard: they get the same time again
+            self._wait(settled, self._around.clock.now() + max(deadline - began, self._around.limits.gather_minimum_s))
         with self._around.changed:
             ready = self._ranks.ready(guests)
         self._give_way()
@@ -234,7 +243,11 @@ class Way:
         evacuation = self._evacuation
         move = self._start_move()
         if self._may_go_on_moving():
-            self._wait(move.has_said_all)
+            self._hear_out(move)
+            while self._playbook_ended() and not move.has_verified_all() and self._reach.wait_while_cut_off():
+                self._move = None  # the moves went on without their playbook: the next one attaches to them
+                move = self._start_move()
+                self._hear_out(move)
         result, unnamed = move.settle()
         self._note_preparation(result)
         self._steps.done("migrating", None, f"the playbook: {result.status}, {len(unnamed)} guests not named")
@@ -249,24 +262,39 @@ class Way:
                 raise CancelledEvacuation("; ".join([f"job {evacuation.job} has ended, nothing has moved", *troubles]))
             words = "; ".join([f"job {evacuation.job} has ended; {', '.join(moved) or 'none'} moved", *troubles])
         elif self._in_state(STAYED) and not self._in_state(UNCLEAR):
-            dead = not moved and self._spare_is_dead()
+            dead = not moved and self._reach.spare_is_dead()
             raise SpareFailedError("; ".join(troubles), dead)
         elif troubles:
             raise FailedEvacuation("; ".join(troubles))
         else:
-            words = f"{len(moved)} guests run on {evacuation.spare}"
+            words = f"{len(moved)} guests run on {', '.join(destinations(evacuation))}"
         self._steps.done("verified", "VERIFIED", words)
 
+    def _hear_out(self, move: Move) -> None:
+        """Wait for all that the playbook says; while it verifies guests that have moved, agents look at them too."""
+        self._wait(lambda: move.all_have_moved() or move.has_said_all())
+        if move.all_have_moved():
+            self._around.verifier.ask(self._evacuation, self._moves())
+        self._wait(move.has_said_all)
+
     def _may_go_on_moving(self) -> bool:
-        """After a restart: open the gate again, unless the spare was given to somebody else meanwhile."""
-        if not self.opened:
+        """After a restart: open the gate again, unless the spare was given to somebody else meanwhile.
+
+        A resource manager that is silent may have done that before: it is waited for.
+        """
+        if self.opened:
+            return True
+        while True:
             try:
                 self._spare.keep(guests_move=True)
             except SpareFailedError as loss:
                 log.error("%s: %s; what still moves is given up", self._evacuation.id, loss)
                 return False
-            self.opened = True
-            self._around.news.bump()
+            if self._spare.is_ours or self._playbook_ended():
+                break
+            self._around.clock.wait(self._playbook_ended, self._spare.renew_at)
+        self.opened = True
+        self._around.news.bump()
         return True
 
     def _release(self) -> None:
@@ -306,20 +334,24 @@ class Way:
     def _checkpointed(self) -> None:
         self._ranks.release()
         self._steps.begin("checkpointed")
-        self._steps.done("checkpointed", "CHECKPOINTED", f"the job's guests stay on {self._evacuation.host}")
+        job, host = self._around.cluster.job(self._evacuation.job), self._evacuation.host
+        bare = job is not None and job.resource == "hosts"
+        words = f"the job runs on {host} itself and stays there" if bare else f"the job's guests stay on {host}"
+        self._steps.done("checkpointed", "CHECKPOINTED", words)
 
     # -- the ways back -------------------------------------------------------------------------------------
 
     def end_attempt(self, reason: str, dead: bool) -> None:
         """Give up the spare, not the evacuation: guests that moved stay moved, the others go to the next spare."""
         evacuation = self._evacuation
-        spare = evacuation.spare or ""
-        log.error("%s: attempt %d, spare %s: %s", evacuation.id, evacuation.attempt, spare, reason)
+        spares = destinations(evacuation)
+        log.error("%s: attempt %d, spare %s: %s", evacuation.id, evacuation.attempt, ", ".join(spares), reason)
+        blamed = self._to_blame()
         with self._around.changed:
-            evacuation.failed_spares[spare] = reason
+            evacuation.failed_spares.update(dict.fromkeys(blamed, reason))
             self._steps.begin("attempt_failed", reason)
         self._around.news.bump()  # who waits at the gate is sent home
-        self._wait_while_cut_off()
+        cut_off = self._reach.wait_while_cut_off()
         end = self._around.clock.now() + self._around.limits.give_back_timeout_s
         if self._move is not None:
             self._move.end(end, self._around.clock.wait)
@@ -328,9 +360,9 @@ class Way:
             if not self._commit(_TRIES):
                 raise FailedEvacuation(f"{reason}; the resource manager does not answer")
         else:
-            if dead:
+            if dead and not evacuation.packed_onto:  # a host of a job is not set aside: it has guests of its own
                 words = f"{evacuation.id} could not move guests here: {reason}"
-                self._try(f"keep {spare} from others", lambda: self._spare.set_aside(words, _TRIES))
+                self._try(f"keep {evacuation.spare} from others", lambda: self._spare.set_aside(words, _TRIES))
             self._spare.give_back(end)
         with self._around.changed:
             for migration in self._moves():
@@ -339,9 +371,24 @@ class Way:
             last = evacuation.attempt >= self._around.policy.attempts
             if not last:
                 self.opened = False
+                for host in blamed if cut_off and not dead else []:
+                    del evacuation.failed_spares[host]  # the next attempt may well go there
                 self._steps.next_attempt(reason)
         if last:
             raise self._unmoved(f"{reason}; {evacuation.attempt} spares were tried")
+
+    def _to_blame(self) -> list[str]:
+        """Return the hosts that a failed attempt is put down to: none if one is known to fail itself.
+
+        Of several, those that guests did not come to, or that are silent: there is nowhere else to go.
+        """
+        if self._lost():
+            return []
+        spares = destinations(self._evacuation)
+        if len(spares) < 2:
+            return spares
+        missed = {m.destination for m in self._moves() if m.state in (STAYED, UNCLEAR)}
+        return [host for host in spares if host in missed or not self._around.verifier.can_be_asked(host)]
 
     def _unmoved(self, reason: str) -> Exception:
         """Return what ends an evacuation whose guests can't all move: a person is needed once moves have failed."""
@@ -386,10 +433,10 @@ class Way:
         self._ranks.release()
         if not told:
             self._try("tell where the guests run", lambda: self._commit(None))
-        if unclear and not moved:  # where a guest might be, nobody else is placed
+        if unclear and not moved and not evacuation.packed_onto:  # where a guest might be, nobody else is placed
             words = f"guests of {evacuation.id} may run here: look"
             self._try(f"keep {evacuation.spare} from others", lambda: self._spare.set_aside(words, None))
-        elif not moved and self._holds_lease():
+        elif not moved and not unclear and self._holds_lease():
             self._spare.give_back(self._around.clock.now() + self._around.limits.give_back_timeout_s)
         elif moved and not self._in_state(STAYED) and not unclear and not self._staying():
             self._try(f"retire {evacuation.host}", lambda: self._retire(None))
@@ -410,7 +457,11 @@ class Way:
     def _interrupted(self) -> bool:
         """Whether something keeps the evacuation from going on as it was planned."""
         evacuation = self._evacuation
-        return bool(evacuation.cancel) or self._job_over() or evacuation.spare in evacuation.failed_spares
+        return bool(evacuation.cancel) or self._job_over() or bool(self._lost())
+
+    def _lost(self) -> list[str]:
+        """Return the hosts, of those that guests are to go to, that must not be gone to any more."""
+        return [host for host in destinations(self._evacuation) if host in self._evacuation.failed_spares]
 
     def _give_way(self) -> None:
         """Raise what ends the evacuation, or this attempt, before the move."""
@@ -419,39 +470,25 @@ class Way:
             raise CancelledEvacuation(evacuation.cancel)
         if self._job_over():
             raise CancelledEvacuation(f"job {evacuation.job} has ended")
-        if evacuation.spare in evacuation.failed_spares:
-            raise SpareFailedError(evacuation.failed_spares[evacuation.spare], dead=True)
+        if lost := self._lost():
+            raise SpareFailedError("; ".join(evacuation.failed_spares[host] for host in lost), dead=True)
         if self._move is not None and self._move.result is not None:
             failures = "; ".join(self._move.result.failures) or "it ended before the guests were allowed to move"
-            dead = self._spare_is_dead()
+            dead = self._reach.spare_is_dead()
             raise SpareFailedError(f"the destination could not be prepared: {failures}", dead)
-
-    def _spare_is_dead(self) -> bool:
-        """Whether the spare's libvirt does not answer while the source's does: then nobody else should get it.
-
-        Where neither answers it may be this host that is cut off, and no spare is lost for that.
-        """
-        asked = self._around.verifier.can_be_asked
-        return not asked(self._evacuation.spare or "") and asked(self._evacuation.host)
-
-    def _wait_while_cut_off(self) -> None:
-        """Where neither end answers, wait for a while: the next spare could not be reached either."""
-        evacuation, around = self._evacuation, self._around
-        until = around.clock.now() + around.limits.settle_timeout_s
-        while not self._job_over() and not evacuation.cancel and around.clock.now() < until:
-            if any(map(around.verifier.can_be_asked, (evacuation.spare or "", evacuation.host))):
-                return
-            log.warning("%s: neither %s nor %s answers", evacuation.id, evacuation.host, evacuation.spare)
-            around.clock.sleep(around.limits.retry_s)
 
     def _guests_to_move(self) -> dict[str, Guest]:
         """Return the guests that are to leave, as the resource manager knows them now, by name."""
         evacuation = self._evacuation
         membership = self._around.cluster.refresh()
+        # its last word, where it does not answer now, may be older than an earlier attempt
+        moved = {migration.guest for migration in evacuation.migrations if migration.state == MOVED}
         found = {
             guest.name: guest
             for guest in membership.guests
-            if guest.host == evacuation.host and guest.job == evacuation.job and guest.state != "lost"
+            if (guest.host, guest.job) == (evacuation.host, evacuation.job)
+            and guest.state not in WITHOUT_RANKS
+            and guest.name not in moved
         }
         if not found:
             raise CancelledEvacuation(f"no guest of job {evacuation.job} is on {evacuation.host} any more")
@@ -476,8 +513,10 @@ class Way:
         """Start this attempt's playbook, or go on hearing it."""
         if self._move is None:
             around, evacuation = self._around, self._evacuation
-            hosts = {host.name: host for host in around.cluster.refresh().hosts}
-            order = MoveOrder(evacuation.id, evacuation.attempt, self._moves(), hosts)
+            membership, moves = around.cluster.refresh(), self._moves()
+            hosts, moving = {host.name: host for host in membership.hosts}, {move.guest for move in moves}
+            memory_kb = sum(guest.memory_kb for guest in membership.guests if guest.name in moving)
+            order = MoveOrder(evacuation.id, evacuation.attempt, moves, hosts, memory_kb)
             self._move = Move(order, around.migrate, around.abort, around.changed, around.clock)
             self._move.start()
         return self._move
@@ -495,7 +534,7 @@ class Way:
         if self._steps.is_done("committed"):
             return True
         moved = [m for m in self._moves() if m.state == MOVED]
-        placements = [Placement(m.guest, m.destination, m.cores, m.numa_node) for m in moved]
+        placements = [Placement(m.guest, m.destination, m.cores, m.numa_node, m.devices) for m in moved]
         self._steps.begin("committed")
         try:
             if not self._spare.commit(placements, attempts):

@@ -60,6 +60,7 @@ class Evaluator:
         self._looks: deque[Collection] = deque(maxlen=_LOOKS)
         self._judged = -np.inf
         self._groups: Sequence[Group] = ()
+        self._members: set[tuple[str, str]] = set()  # job, host
         self._raised: dict[tuple[str, str, str], Alarm] = {}  # mode, job, host -> the last alarm, while its cause stays
         self._failed: set[tuple[str, str, str]] = set()  # mode, job, host
         self.events: dict[tuple[str, str, str], RuleEvent] = {
@@ -195,14 +196,15 @@ class Evaluator:
                 del self.events[next(iter(self.events))]
 
     def _leave(self, groups: Sequence[Group], now: float) -> None:
-        """Now and then, and when jobs have changed: forget what is about hosts that are no longer of their job."""
-        if now - self._judged < _JUDGE_EVERY_S and groups is self._groups:
+        """Forget what is about hosts that are no longer of their job, when jobs have changed; judge what is overdue."""
+        if groups is not self._groups:
+            self._groups = groups
+            self._members = {(group.job, host) for group in groups for host in group.hosts}
+            self._raised = {key: alarm for key, alarm in self._raised.items() if key[1:] in self._members}
+            self._failed = {key for key in self._failed if key[1:] in self._members}
+        elif now - self._judged < _JUDGE_EVERY_S:
             return
-        self._groups = groups
-        members = {(group.job, host) for group in groups for host in group.hosts}
-        self._raised = {key: alarm for key, alarm in self._raised.items() if key[1:] in members}
-        self._failed = {key for key in self._failed if key[1:] in members}
-        self.scorer.follow(members, now)
+        self.scorer.follow(self._members, now)
         self._judged = now
 
     def _put_aside(self, decision: Decision) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from failavoid.services import client
 from failavoid.shared.messages import Host, Job, JobRequest, Membership, from_dict
 
 log = logging.getLogger(__name__)
@@ -36,12 +37,12 @@ class Group:
 
 
 def groups_of(membership: Membership) -> list[Group]:
-    """The hosts of each job that is ready or runs, by the guests they hold now, split by hardware class."""
+    """The hosts of each job that is ready or runs, its own or its guests' now, split by hardware class."""
     hardware = {host.name: hardware_class(host) for host in membership.hosts}
     groups = []
     for job in membership.jobs:
         if job.state in JUDGED_STATES:
-            hosts = {g.host for g in membership.guests if g.job == job.id and g.state != "lost"}
+            hosts = {g.host for g in membership.guests if g.job == job.id and g.state != "lost"}.union(job.hosts)
             by_class: dict[str, list[str]] = {}
             for host in sorted(hosts):
                 by_class.setdefault(hardware.get(host, ""), []).append(host)
@@ -69,8 +70,8 @@ class Follower:
     While the resource manager is silent, the groups stay as they were.
     """
 
-    def __init__(self, url: str, token: str) -> None:
-        self._client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"})
+    def __init__(self, url: str, token: str, authority: str = "") -> None:
+        self._client = client(url, token, authority)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="membership", daemon=True)
         self._groups: list[Group] = []

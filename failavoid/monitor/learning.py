@@ -52,15 +52,14 @@ class Learner:
             self._tables.pop(application, None)
             log.info("job %s completed: %d runs of application %s are learned", job, learned.runs, application)
 
-    def relative_probability(self, applications: Sequence[str], values: Floats, columns: Ints) -> Floats:
-        """Of each value, for the application of its column; 1 where nothing was learned."""
+    def relative_probability(self, names: Sequence[str], of: Ints, values: Floats) -> Floats:
+        """Of each value, for the application ``names[of]``; 1 where nothing was learned."""
         result = np.ones(len(values))
         places = np.clip((np.nan_to_num(values) * BINS).astype(np.intp), 0, BINS)
-        named = np.array([applications[column] for column in columns])
-        for application in set(named.tolist()):
-            table = self._table(application)
+        for number, name in enumerate(names):
+            table = self._table(name)
             if table is not None:
-                mine = named == application
+                mine = of == number
                 result[mine] = table[places[mine]]
         return result
 

@@ -12,7 +12,7 @@ from failavoid.monitor.store import Collection
 from failavoid.prediction.grouping import Floats, Ints
 from failavoid.prediction.modes import MEMORY, Mode
 from failavoid.prediction.settings import RULES, RuleSettings
-from failavoid.prediction.watch import Tick, Watch
+from failavoid.prediction.watch import Roster, Tick, Watch
 
 
 class Panel:
@@ -23,8 +23,7 @@ class Panel:
         self.watch = watch
         self.groups: list[Group] = []
         self._applications: list[str] = []
-        self._columns: Ints = np.zeros(0, dtype=np.intp)
-        self._heard_of = -1
+        self._application: Ints = np.zeros(0, dtype=np.intp)  # of each column, among these
 
     @property
     def name(self) -> str:
@@ -38,23 +37,22 @@ class Panel:
 
     def member(self, column: int | np.intp) -> tuple[str, str]:
         """(job, host) of a column."""
-        group, host = self.watch.members[column]
+        group, host = self.watch.roster.members[column]
         return group.partition("/")[0], host
 
-    def follow(self, groups: list[Group]) -> None:
-        """Look at these groups from now on."""
+    def follow(self, groups: list[Group], roster: Roster, index: Ints | None = None) -> None:
+        """Look at these groups from now on, by their roster; ``index`` as in `Watch.follow`."""
         self.groups = groups
-        self.watch.follow([(group.name, host) for group in groups for host in group.hosts])
-        self._applications = [group.application for group in groups for _ in group.hosts]
-        self._heard_of = -1
+        self.watch.follow(roster, index)
+        self._applications = sorted({group.application for group in groups})
+        numbers = {name: number for number, name in enumerate(self._applications)}
+        of_groups: Ints = np.array([numbers[group.application] for group in groups], dtype=np.intp)
+        sizes: Ints = np.array([len(group.hosts) for group in groups], dtype=np.intp)
+        self._application = np.repeat(of_groups, sizes)
 
     def columns(self, collection: Collection) -> Ints:
         """Each member's column in the collection, -1 for hosts that were never heard of."""
-        if len(collection.hosts) != self._heard_of:
-            self._heard_of = len(collection.hosts)
-            found = [collection.hosts.get(host, -1) for _, host in self.watch.members]
-            self._columns = np.array(found, dtype=np.intp)
-        return self._columns
+        return self.watch.roster.places(collection.hosts)
 
     def shares(self, collection: Collection, columns: Ints, metric: str) -> Floats:
         """Each member's value on the rules' scale."""
@@ -69,16 +67,19 @@ class Panel:
         collection: Collection,
         metric: str,
         horizon_s: float,
-        learned: Callable[[Sequence[str], Floats, Ints], Floats],
+        learned: Callable[[Sequence[str], Ints, Floats], Floats],
     ) -> Tick | None:
         """Judge one more collection; None if there is nobody."""
-        if not self.watch.members:
+        if not self.watch.roster.members:
             return None
         values = self.shares(collection, self.columns(collection), metric)
         if self.mode:
             return self.watch.tick(collection.time, values, horizon_s)
         return self.watch.tick(
-            collection.time, values, horizon_s, lambda high, columns: learned(self._applications, high, columns)
+            collection.time,
+            values,
+            horizon_s,
+            lambda high, columns: learned(self._applications, self._application[columns], high),
         )
 
 
@@ -104,10 +105,17 @@ class Panels:
             for rules, mine in by_settings.items():
                 if rules not in self._memory:
                     self._memory[rules] = Panel(None, Watch(rules, self._settings.interval_s, RULES))
-                self._memory[rules].follow(mine)
-            for panel in self._modes:
-                panel.follow(list(groups))
+                self._memory[rules].follow(mine, _roster(mine))
+            if self._modes:  # all of them look at all groups
+                roster = _roster(groups)
+                index = roster.columns_in(self._modes[0].watch.roster)
+                for panel in self._modes:
+                    panel.follow(list(groups), roster, index)
         return [*self._memory.values(), *self._modes]
+
+
+def _roster(groups: Sequence[Group]) -> Roster:
+    return Roster([(group.name, host) for group in groups for host in group.hosts])
 
 
 def pick(row: Floats, columns: Ints) -> Floats:

@@ -32,7 +32,7 @@ class Scorer:
     def calibration(self, mode: str) -> Calibration:
         """What predictions of a failure mode have taught of the next one's interval."""
         if mode not in self._calibrations:
-            self._calibrations[mode] = Calibration(self._state.deviations(mode))
+            self._calibrations[mode] = Calibration(self._state.came_true(mode))
         return self._calibrations[mode]
 
     def predict(self, key: Key, now: float, value: float, predicted_s: float, doubt: float) -> Prediction:
@@ -75,7 +75,7 @@ class Scorer:
             if rule == "robust":
                 calibration = self.calibration(mode)
                 calibration.learn(predicted_s, doubt, prediction.lead_s)
-                self._state.keep_deviations(mode, calibration.deviations)
+                self._state.keep_came_true(mode, calibration.seen)
             self._end(key, "true", now)
 
     def cleared(self, key: Key, now: float) -> None:

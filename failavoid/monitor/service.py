@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 
+from failavoid.documents import Since
 from failavoid.monitor.alarms import AlarmSender
 from failavoid.monitor.archive import Archive
 from failavoid.monitor.evaluation import Evaluator
@@ -24,8 +26,18 @@ from failavoid.monitor.sources import Context, open_source
 from failavoid.monitor.state import State
 from failavoid.monitor.store import Store
 from failavoid.prediction.models import BINS
-from failavoid.services import SettingsError, load_settings, make_app, run, set_up_logging
-from failavoid.shared.messages import Finding, Prediction, to_dict
+from failavoid.services import SettingsError, load_settings, make_app, require, run, set_up_logging
+from failavoid.shared.messages import (
+    Alarm,
+    Distribution,
+    Finding,
+    NodeHealth,
+    Prediction,
+    Predictions,
+    RuleEvent,
+    Sample,
+    to_dict,
+)
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import mint, read_secret
 
@@ -33,6 +45,7 @@ log = logging.getLogger(__name__)
 
 
 HEALTH_EVERY_S = 5.0
+RECALLED = 1_000_000  # samples, that a monitor on a large site is soon back
 
 
 class Monitor:
@@ -42,11 +55,11 @@ class Monitor:
         token = mint(secret, "service", "monitor")
         self.settings = settings
         self.state = State(settings.state)
-        self.store = Store(settings.history_s, settings.stale_s)
-        self.follower = Follower(settings.resource_manager, token)
+        self.store = Store(settings.history_s, settings.stale_s, settings.history_mb)
+        self.follower = Follower(settings.resource_manager, token, settings.tls.authority)
         self.evaluator = Evaluator(settings, self.state, self.follower.has_room_for)
-        self.sender = AlarmSender(settings.controller, token, self.follower.is_member)
-        self.migrations = MigrationTimes(settings.controller, token)
+        self.sender = AlarmSender(settings.controller, token, self.follower.is_member, settings.tls.authority)
+        self.migrations = MigrationTimes(settings.controller, token, settings.tls.authority)
         keeps = settings.state and settings.archive_mb
         self.archive = Archive(Path(settings.state) / "archive", settings.archive_mb) if keeps else None
         context = Context(settings.listen, settings.port, secret, self.store, self.follower.is_guest)
@@ -67,10 +80,10 @@ class Monitor:
         """End all threads, and keep what is to be kept."""
         self._stopped.set()
         self._thread.join()
+        if self.archive:  # first: nothing that goes wrong after this costs a sample
+            self.archive.stop()
         for part in (*self.sources, self.follower, self.sender, self.migrations):
             part.stop()
-        if self.archive:
-            self.archive.stop()
         self.state.close()
 
     def horizon_s(self) -> float:
@@ -84,12 +97,13 @@ class Monitor:
         now = time.time()
         count = 0
         for collection, groups in self.archive.recent(now - self.settings.history_s):
-            count += 1
-            self.store.recall(collection)
+            if collection.time > now - RECALLED / max(1, len(collection.hosts)):
+                count += 1
+                self.store.recall(collection)
             if collection.time > now - self.settings.rules.long_window_s:
                 self.evaluator.recall(collection, groups)
         if count:
-            log.info("%d collections of the last %.0f s are known again", count, self.settings.history_s)
+            log.info("%d collections of before are known again", count)
 
     def _judge_for_ever(self) -> None:
         """Judge each host by its last sample: waiting until all are of the same moment would cost an alarm a second.
@@ -131,39 +145,39 @@ def build_app(monitor: Monitor, secret: bytes) -> FastAPI:
     """The monitor's API, as in docs/architecture.md."""
     app = make_app("failavoid monitor", secret)
 
-    @app.get("/samples")
+    @app.get("/samples", response_model=list[Sample], dependencies=[require()])
     def samples() -> list[dict[str, Any]]:
         return [to_dict(sample) for sample in monitor.store.last()]
 
-    @app.get("/history")
-    def history(since: float = 0.0) -> Response:
+    @app.get("/history", response_model=list[Sample], dependencies=[require()])
+    def history(since: Since = 0.0) -> Response:
         return Response(monitor.store.history(since), media_type="application/json")
 
-    @app.get("/alarms")
+    @app.get("/alarms", response_model=list[Alarm], dependencies=[require()])
     def alarms() -> list[dict[str, Any]]:
         return [to_dict(alarm) for alarm in list(monitor.evaluator.alarms)]
 
-    @app.get("/rule-events")
+    @app.get("/rule-events", response_model=list[RuleEvent], dependencies=[require()])
     def rule_events(job: str | None = None) -> list[dict[str, Any]]:
         if job is not None:
             check_name("job", job)
         events = list(monitor.evaluator.events.values())
         return [to_dict(event) for event in events if job in (None, event.job)]
 
-    @app.get("/predictions")
+    @app.get("/predictions", response_model=Predictions, dependencies=[require()])
     def predictions() -> dict[str, Any]:
         found = monitor.state.all(Prediction)
         return {"rules": [to_dict(one) for one in score(found)], "predictions": [to_dict(one) for one in found]}
 
-    @app.get("/findings")
+    @app.get("/findings", response_model=list[Finding], dependencies=[require()])
     def findings() -> list[dict[str, Any]]:
         return [to_dict(finding) for finding in monitor.state.all(Finding)]
 
-    @app.get("/nodes")
+    @app.get("/nodes", response_model=list[NodeHealth], dependencies=[require()])
     def nodes() -> list[dict[str, Any]]:
         return [to_dict(node) for node in monitor.store.health(time.time())]
 
-    @app.get("/distributions")
+    @app.get("/distributions", response_model=list[Distribution], dependencies=[require()])
     def distributions() -> list[dict[str, Any]]:
         metric = monitor.settings.metric
         learned = [(name, monitor.state.distribution(name, metric)) for name in monitor.state.applications(metric)]
@@ -194,7 +208,9 @@ def main() -> None:
         sys.exit(f"failavoid-monitor: {error}; see secret, listen and port in {arguments.settings}")
     monitor.start()
     try:
-        run(build_app(monitor, secret), settings.listen, settings.port)
+        # uvicorn raises the signal that ended it once more, which by default would end the process before `stop`
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        run(build_app(monitor, secret), settings.listen, settings.port, settings.tls)
     finally:
         monitor.stop()
 

@@ -25,7 +25,7 @@ CREATE INDEX IF NOT EXISTS documents_by_time ON documents (kind, time);
 CREATE TABLE IF NOT EXISTS distributions (
   application TEXT NOT NULL, metric TEXT NOT NULL, runs INTEGER NOT NULL, counts BLOB NOT NULL,
   PRIMARY KEY (application, metric));
-CREATE TABLE IF NOT EXISTS calibrations (mode TEXT PRIMARY KEY, deviations TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS came_true (mode TEXT PRIMARY KEY, seen TEXT NOT NULL);
 """
 
 
@@ -89,13 +89,13 @@ class State:
             query = "SELECT application FROM distributions WHERE metric=? ORDER BY application"
             return [row[0] for row in self._database.execute(query, (metric,))]
 
-    def deviations(self, mode: str) -> list[float]:
-        """What `prediction.scoring.Calibration` has learned of a failure mode."""
+    def came_true(self, mode: str) -> list[tuple[float, float]]:
+        """What `prediction.scoring.Calibration` has seen of a failure mode."""
         with self._lock:
-            row = self._database.execute("SELECT deviations FROM calibrations WHERE mode=?", (mode,)).fetchone()
-        return list(json.loads(row[0])) if row else []
+            row = self._database.execute("SELECT seen FROM came_true WHERE mode=?", (mode,)).fetchone()
+        return [(predicted, deviation) for predicted, deviation in json.loads(row[0])] if row else []
 
-    def keep_deviations(self, mode: str, deviations: list[float]) -> None:
+    def keep_came_true(self, mode: str, seen: list[tuple[float, float]]) -> None:
         """Keep that."""
         with self._lock:
-            self._database.execute("INSERT OR REPLACE INTO calibrations VALUES (?, ?)", (mode, json.dumps(deviations)))
+            self._database.execute("INSERT OR REPLACE INTO came_true VALUES (?, ?)", (mode, json.dumps(seen)))

@@ -16,6 +16,8 @@ from failavoid.shared.messages import METRICS, NodeHealth, Sample
 
 _KEPT = 4  # samples of each host that a collection may lie between
 _CLOCK_OFF_S = 0.5  # more than a network delays
+_DISORDER_S = 5.0  # several sources bring samples, each in its own order
+_ENTRY_BYTES = 250  # of an entry of the past, besides its JSON
 _WINDOW = 60  # samples, in which loss and delay are looked at
 _PLACE = {name: place for place, name in enumerate(METRICS)}
 
@@ -94,16 +96,19 @@ class _Node:
 class Store:
     """Filled by the sources' threads, read by all others.
 
-    The past is kept as JSON, in about 500 bytes a sample, for ``history_s`` seconds.
+    The past is kept as JSON, in about a kilobyte a sample, for ``history_s`` seconds and in ``history_mb`` MiB at most.
     """
 
-    def __init__(self, history_s: float, stale_s: float) -> None:
+    def __init__(self, history_s: float, stale_s: float, history_mb: int = 1024) -> None:
         self._history_s = history_s
+        self._history_bytes = history_mb << 20
+        self._past_bytes = 0
         self._stale_s = stale_s
         self._lock = threading.Lock()
         self._nodes: dict[str, _Node] = {}
         self._past: deque[tuple[float, str, str, float, bytes]] = deque()
         self._columns: dict[str, int] = {}
+        self._hosts: dict[str, int] = {}  # the columns as collections have them: the same object until a host is new
         # each host's last samples, the oldest overwritten by the next
         self._times = np.full((_KEPT, 64), -np.inf)
         self._rows = np.full((_KEPT, 64, len(METRICS)), np.nan)
@@ -120,9 +125,7 @@ class Store:
             if node is None:
                 node = self._nodes[sample.node] = _Node()
             node.take(sample, arrived, lost)
-            self._past.append((arrived, sample.node, sample.kind, sample.time, body))
-            while self._past[0][0] < arrived - self._history_s:
-                self._past.popleft()
+            self._remember(arrived, sample.node, sample.kind, sample.time, body)
             if row is not None:
                 column = self._columns.get(sample.node)
                 if column is None:
@@ -140,7 +143,13 @@ class Store:
             if metrics:
                 body = json.dumps({"metrics": metrics, "cores": []}).encode()
                 with self._lock:
-                    self._past.append((collection.time, host, "host", collection.time, body))
+                    self._remember(collection.time, host, "host", collection.time, body)
+
+    def _remember(self, arrived: float, node: str, kind: str, time: float, body: bytes) -> None:
+        self._past.append((arrived, node, kind, time, body))
+        self._past_bytes += len(body) + _ENTRY_BYTES
+        while self._past[0][0] < arrived - self._history_s or self._past_bytes > self._history_bytes:
+            self._past_bytes -= len(self._past.popleft()[4]) + _ENTRY_BYTES
 
     def _new_column(self, host: str) -> int:
         column = self._columns[host] = len(self._columns)
@@ -159,14 +168,17 @@ class Store:
     def history(self, since: float) -> str:
         """All samples that arrived since then, oldest first, as the JSON of a list of Sample."""
         with self._lock:
-            wanted = list(takewhile(lambda entry: entry[0] >= since, reversed(self._past)))
-        return "[" + ",".join(_json(*entry[1:]) for entry in reversed(wanted)) + "]"
+            found = list(takewhile(lambda entry: entry[0] >= since - _DISORDER_S, reversed(self._past)))
+        wanted = [entry for entry in reversed(found) if entry[0] >= since]
+        return "[" + ",".join(_json(*entry[1:]) for entry in wanted) + "]"
 
     def collect(self, when: float) -> Collection:
         """Every host's values at the same moment, although each samples at its own."""
         with self._lock:
             count = len(self._columns)
-            hosts = dict(self._columns)
+            if len(self._hosts) != count:
+                self._hosts = dict(self._columns)
+            hosts = self._hosts
             times, rows = self._times[:, :count].copy(), self._rows[:, :count].copy()
         return Collection(when, hosts, interpolate(times, rows, when, self._stale_s))
 

@@ -12,14 +12,13 @@ Environment, the same on all ranks: FAILAVOID_JOB (without it barriers are mpi4p
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
-import sys
-import types
-from collections.abc import Callable, Sequence
-from typing import Any
-
 from failavoid.mpi import library
+
+TYPE_CHECKING = False  # typing's own, which each rank of a job would wait for at its start
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable
+    from typing import Any
 
 _library = library.load()
 
@@ -58,39 +57,8 @@ def _install(module: types.ModuleType) -> None:
     install(module)
 
 
-class _AfterImport:
-    """A finder (sys.meta_path) that calls ``action`` with the module ``name`` right after its first import."""
-
-    def __init__(self, name: str, action: Callable[[types.ModuleType], None]) -> None:
-        self._name = name
-        self._action = action
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != self._name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return spec
-        load = spec.loader.exec_module
-
-        def load_and_act(module: types.ModuleType) -> None:
-            load(module)
-            self._action(module)
-
-        spec.loader.exec_module = load_and_act  # type: ignore[method-assign]
-        return spec
-
-
-def _after_import(name: str, action: Callable[[types.ModuleType], None]) -> None:
-    if name in sys.modules:
-        action(sys.modules[name])
-    else:
-        sys.meta_path.insert(0, _AfterImport(name, action))
-
-
 if not _library:
+    from failavoid.mpi.after_import import after_import
+
     # mpi4py 4's wheels put a finder of their own first when the package is imported: come after that
-    _after_import("mpi4py", lambda _: _after_import("mpi4py.MPI", _install))
+    after_import("mpi4py", lambda _: after_import("mpi4py.MPI", _install))

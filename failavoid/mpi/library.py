@@ -1,6 +1,8 @@
 """The barrier wrapper's library (shim/, in C) under Python: found, loaded, and asked.
 
 Loaded before mpi4py.MPI it stands in for MPI's barrier there, as it does when it is preloaded (LD_PRELOAD).
+Imports as little as it can, because every rank of a job waits for it: the protocol in Python stays outside until it is
+called for.
 """
 
 from __future__ import annotations
@@ -8,10 +10,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Mapping
 
-from failavoid.mpi.protocol import OUTCOMES
-from failavoid.shared.page import KINDS
+TYPE_CHECKING = False  # as in __init__.py
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 NAME = "libfailavoid-mpi.so"
 _PLACES = (os.path.dirname(__file__), "/opt/failavoid/lib")  # noqa: PTH120
@@ -40,6 +42,9 @@ class Library:
         self, before: Callable[[str], object] | None = None, after: Callable[[str], object] | None = None
     ) -> None:
         """See failavoid.mpi.set_callbacks."""
+        from failavoid.mpi.protocol import OUTCOMES
+        from failavoid.shared.page import KINDS
+
         kinds = dict(enumerate(KINDS, 1))
         functions = [_in_c(before, kinds), _in_c(after, OUTCOMES)]
         self._library.failavoid_set_callbacks(*functions, None)

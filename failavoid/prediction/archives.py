@@ -1,8 +1,8 @@
 """The monitor's own recordings: compact files of a minute each, readable with numpy alone.
 
-A file is a compressed .npz with ``times`` (s), ``hosts`` and ``metrics`` (names), ``values`` (times x metrics x hosts,
-single precision, NaN: no sample) and ``groups`` (JSON: [[time, [[job, application, hardware, [host, ...]], ...]], ...],
-an entry for each change and one at the beginning). A file is written aside and renamed: it is whole, or not there.
+A file is an .npz with ``times`` (s), ``hosts`` and ``metrics`` (names), ``values`` (times x metrics x hosts, single
+precision, NaN: no sample) and ``groups`` (JSON: [[time, [[job, application, hardware, [host, ...]], ...]], ...], an
+entry for each change and one at the beginning). A file is written aside and renamed: it is whole, or not there.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ class Segment:
     groups: tuple[tuple[float, tuple[GroupRow, ...]], ...]
 
 
-def write_segment(path: Path, segment: Segment) -> None:
+def write_segment(path: Path, segment: Segment, compressed: bool = True) -> None:
     """Write a file. Raises OSError."""
+    save = np.savez_compressed if compressed else np.savez
     aside = path.with_suffix(".part")
     with aside.open("wb") as file:
-        np.savez_compressed(
+        save(
             file,
             times=segment.times,
             hosts=np.array(segment.hosts, dtype=np.str_),

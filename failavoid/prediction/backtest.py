@@ -7,8 +7,8 @@ does is false, but for one inside a labelled leak that stays below: that is unre
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +17,25 @@ from failavoid.prediction.grouping import Floats, Ints
 from failavoid.prediction.models import BINS, Distribution
 from failavoid.prediction.scoring import Calibration, wilson
 from failavoid.prediction.settings import RuleSettings
-from failavoid.prediction.traces import Label, Trace, TraceError
-from failavoid.prediction.watch import Learned, Watch
+from failavoid.prediction.traces import STALE_S, Label, Trace, TraceError, read_ldms, shorten
+from failavoid.prediction.watch import Learned, Roster, Watch
 
-INTERVAL_S = 1.0
 _COLUMNS = 6000  # judged at once
 
 
 @dataclass(frozen=True)
 class Options:
-    """What every back-test is told."""
+    """What every back-test is told; hosts are judged every ``interval_s``."""
 
     rule: str
     fail_at: float = 0.90
     settings: RuleSettings = field(default_factory=lambda: RuleSettings(horizon_s=180.0))
+    interval_s: float = 1.0
 
 
 @dataclass
 class Run:
-    """One host of one group: values at even steps of `INTERVAL_S`, and when it is known to have leaked (steps)."""
+    """One host of one group: values at even steps, and when it is known to have leaked (s)."""
 
     values: Floats
     leaks: tuple[tuple[float, float], ...] = ()
@@ -43,7 +43,7 @@ class Run:
 
 @dataclass
 class Outcome:
-    """What became of one group's hosts. Times are steps from the group's first."""
+    """What became of one group's hosts."""
 
     events: int = 0
     leads_s: list[float] = field(default_factory=list)
@@ -82,41 +82,39 @@ def replay(groups: Sequence[Sequence[Run]], options: Options, learned: Learned |
     with np.errstate(invalid="ignore"):
         failed = values >= options.fail_at
     fails = np.where(failed.any(axis=0), failed.argmax(axis=0), steps)
-    watch = Watch(options.settings, INTERVAL_S, (options.rule,))
-    watch.follow([(f"g{group}", f"h{column}") for column, group in enumerate(of_group)])
+    interval_s = options.interval_s
+    watch = Watch(options.settings, interval_s, (options.rule,))
+    watch.follow(Roster([(f"g{group}", f"h{column}") for column, group in enumerate(of_group)]))
     outcomes = [Outcome() for _ in groups]
     for column, group in enumerate(of_group):
         outcomes[group].events += int(fails[column] < steps)
         if fails[column] == steps:
-            outcomes[group].healthy_s += INTERVAL_S * int(np.isfinite(values[:, column]).sum())
+            outcomes[group].healthy_s += interval_s * int(np.isfinite(values[:, column]).sum())
     seen = np.zeros(len(runs), dtype=bool)
     for step in range(steps):
-        tick = watch.tick(step * INTERVAL_S, values[step], learned=learned)
+        tick = watch.tick(step * interval_s, values[step], learned=learned)
         for column in tick.begun[options.rule]:
             outcome, fails_at = outcomes[of_group[column]], int(fails[column])
             if fails_at == steps:
-                if any(begin <= step * INTERVAL_S <= end for begin, end in runs[column].leaks):
+                if any(begin <= step * interval_s <= end for begin, end in runs[column].leaks):
                     outcome.unrealised_alarms += 1
                 else:
                     outcome.false_alarms += 1
             elif step < fails_at and not seen[column]:
                 seen[column] = True
-                actual = (fails_at - step) * INTERVAL_S
+                actual = (fails_at - step) * interval_s
                 outcome.leads_s.append(actual)
                 predicted = float(tick.view.trend.failure[column])
-                if options.rule == "robust" and math.isfinite(predicted):
+                if options.rule == "robust" and 0 < predicted < math.inf:
                     outcome.predictions.append((predicted, float(tick.view.trend.doubt[column]), actual))
     return outcomes
 
 
 def summarise(group_size: int, leaking: int | None, outcomes: Sequence[Outcome], calibration: Calibration) -> Result:
     """Put groups together, in their order: an interval knows what came true in the groups before, no more."""
-    covered = []
+    covered: list[bool] = []
     for outcome in outcomes:
-        for predicted, doubt, actual in outcome.predictions:
-            earliest, latest = calibration.interval(predicted, doubt)
-            # the failure is between two steps: it is seen at the later one
-            covered.append(earliest <= actual and actual - INTERVAL_S <= latest)
+        covered += [calibration.holds(*prediction) for prediction in outcome.predictions]
         for prediction in outcome.predictions:
             calibration.learn(*prediction)
     events = sum(outcome.events for outcome in outcomes)
@@ -142,10 +140,10 @@ def summarise(group_size: int, leaking: int | None, outcomes: Sequence[Outcome],
 
 
 def archive(traces: Sequence[Trace], options: Options, learned: Distribution | None = None) -> Result:
-    """Replay a recording; all its hosts are one group."""
+    """Replay a recording; all its hosts are one group. What was mended in it is added to its notes."""
+    shorten(traces)
     first, last = min(trace.times[0] for trace in traces), max(trace.times[-1] for trace in traces)
-    grid = np.arange(first, last + INTERVAL_S / 2, INTERVAL_S)
-    group = [Run(trace.at(grid)) for trace in traces]
+    group = [Run(_even(trace, first, last, options.interval_s)) for trace in traces]
 
     def likely(values: Floats, _columns: Ints) -> Floats:
         assert learned is not None
@@ -153,6 +151,17 @@ def archive(traces: Sequence[Trace], options: Options, learned: Distribution | N
 
     outcomes = replay([group], options, likely if learned else None)
     return summarise(len(group), None, outcomes, Calibration())
+
+
+def at_the_pace_of(traces: Iterable[Trace], options: Options) -> Options:
+    """The options with the recordings' own interval, if that is longer."""
+    usual = float(round(np.median([trace.interval_s for trace in traces])))
+    return replace(options, interval_s=max(options.interval_s, usual))
+
+
+def _even(trace: Trace, first: float, last: float, interval_s: float) -> Floats:
+    """A host's values at even steps."""
+    return trace.at(np.arange(first, last + interval_s / 2, interval_s), max(STALE_S, 2.5 * interval_s))
 
 
 @dataclass(frozen=True)
@@ -182,27 +191,27 @@ class Composer:
                 failing.append(run)
             elif not run.fails:
                 others.append(run)
-        self._applications = {name: pools for name, pools in self._applications.items() if pools[0] and pools[1]}
-        if not self._applications:
-            raise TraceError(
-                f"no labelled run reaches {options.fail_at:.0%} of the capacity while another stays below: "
-                "is --capacity right for these runs?"
-            )
         self._counts = {id(run): _count(run.run.values) for _, others in self._applications.values() for run in others}
         self._calibration = Calibration()
         self.notes: list[str] = []
 
     def result(self, size: int, leaking: int) -> Result:
-        """Groups of ``size`` with ``leaking`` among them."""
+        """Groups of ``size`` with ``leaking`` among them. Raises TraceError if there are no runs for them."""
+        usable = {name: pools for name, pools in self._applications.items() if pools[1] and (pools[0] or not leaking)}
+        if not usable:
+            raise TraceError(
+                f"no labelled run reaches {self._options.fail_at:.0%} of the capacity while another stays below: "
+                "is --capacity right for these runs?"
+            )
         rng = np.random.default_rng([self._seed, size, leaking])
-        names = list(self._applications)
-        weights = np.array([len(self._applications[name][0]) for name in names], dtype=float)
+        names = list(usable)
+        weights = np.array([len(usable[name][0 if leaking else 1]) for name in names], dtype=float)
         outcomes: list[Outcome] = []
         at_once = max(1, _COLUMNS // size)
         for begin in range(0, self._trials, at_once):
             groups, tables = [], []
             for _ in range(min(at_once, self._trials - begin)):
-                failing, others = self._applications[names[rng.choice(len(names), p=weights / weights.sum())]]
+                failing, others = usable[names[rng.choice(len(names), p=weights / weights.sum())]]
                 drawn = [*self._draw(rng, failing, leaking), *self._draw(rng, others, size - leaking)]
                 groups.append([one.run for one in drawn])
                 tables.append(self._learned(others, drawn))
@@ -239,16 +248,18 @@ def _count(values: Floats) -> Floats:
     return distribution.counts
 
 
-def labelled_runs(labels: Sequence[Label], traces: dict[str, Trace], fail_at: float) -> list[LabelledRun]:
+def labelled_runs(labels: Sequence[Label], traces: dict[str, Trace], options: Options) -> list[LabelledRun]:
     """The runs whose file was read, on even steps from their first sample on."""
     runs = []
     for label in labels:
         trace = traces.get(label.file)
         if trace is not None:
-            values = trace.at(np.arange(trace.times[0], trace.times[-1] + INTERVAL_S / 2, INTERVAL_S))
+            begin, moved = trace.times[0], shorten([trace])
+            leaks = tuple((moved(begin + since) - begin, moved(begin + until) - begin) for since, until in label.leaks)
+            values = _even(trace, trace.times[0], trace.times[-1], options.interval_s)
             with np.errstate(invalid="ignore"):
-                fails = bool((values >= fail_at).any())
-            runs.append(LabelledRun(label, Run(values, label.leaks), fails))
+                fails = bool((values >= options.fail_at).any())
+            runs.append(LabelledRun(label, Run(values, leaks), fails))
     return runs
 
 
@@ -259,6 +270,7 @@ def report(options: Options, metric: str, results: Sequence[Result], notes: Sequ
         "metric": metric,
         "horizon_s": options.settings.horizon_s,
         "fail_at": options.fail_at,
+        "interval_s": options.interval_s,
         "settings": asdict(options.settings),
         "results": [asdict(result) for result in results],
         "notes": list(notes),
@@ -269,8 +281,6 @@ def read_runs(
     folder: Path, labels: Sequence[Label], capacity_kb: float, metric: str
 ) -> tuple[dict[str, Trace], list[str]]:
     """Each labelled file of a folder as one trace, and what is to be said of them. Raises TraceError."""
-    from failavoid.prediction.traces import read_ldms
-
     traces, notes = {}, []
     for label in labels:
         try:
@@ -282,7 +292,8 @@ def read_runs(
             notes.append(f"left out: {label.file} holds {len(found)} producers; a run is one host's")
             continue
         traces[label.file] = found[0]
-        notes += found[0].notes
     if not traces:
-        raise TraceError(f"none of the labelled files in {folder} can be used: {'; '.join(notes)}")
+        raise TraceError(
+            f"none of the labelled files in {folder} can be used: {'; '.join(notes) or 'no run is labelled'}"
+        )
     return traces, notes

@@ -56,7 +56,12 @@ class Grouping:
 
     def small(self, largest: int) -> list[tuple[Ints, Ints]]:
         """(groups, their columns in rows, padded with the number of columns) of up to ``largest`` columns."""
-        return [(groups, columns) for groups, columns in self._blocks if columns.shape[1] <= largest]
+        found = []
+        for groups, columns in self._blocks:
+            few = self.sizes[groups] <= largest
+            if few.any():
+                found.append((groups[few], columns[few, :largest]))
+        return found
 
 
 def median_of_rows(rows: Floats) -> Floats:

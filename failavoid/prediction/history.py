@@ -23,26 +23,30 @@ class History:
         self._means: deque[tuple[float, npt.NDArray[np.float32]]] = deque(
             maxlen=max(6, round(long_s / interval_s / self._block))
         )
-        self._open: list[tuple[float, Floats]] = []
+        # of the mean that is being taken, as sums: it costs each collection a little, and none much
+        self._times: list[float] = []
+        self._sum: Floats = np.zeros(0)
+        self._count: Floats = np.zeros(0)
 
     def append(self, time: float, values: Floats) -> None:
         """Take one collection's values."""
         self._rows.append((time, values))
-        self._open.append((time, values))
-        if len(self._open) == self._block:
-            rows = np.array([row for _, row in self._open])
-            known = np.isfinite(rows)
-            count = known.sum(axis=0)
+        known = np.isfinite(values)
+        if not self._times:
+            self._sum, self._count = np.zeros(len(values)), np.zeros(len(values))
+        self._times.append(time)
+        self._sum += np.where(known, values, 0.0)
+        self._count += known
+        if len(self._times) == self._block:
             with np.errstate(invalid="ignore", divide="ignore"):
-                mean = np.where(known, rows, 0.0).sum(axis=0) / count
-            self._means.append((sum(time for time, _ in self._open) / self._block, mean.astype(np.float32)))
-            self._open = []
+                mean = self._sum / self._count
+            self._means.append((sum(self._times) / self._block, mean.astype(np.float32)))
+            self._times = []
 
     def rearrange(self, index: Ints) -> None:
         """Give each column the past of column ``index``; none where that is -1."""
-
         self._rows = deque(((time, _moved(row, index)) for time, row in self._rows), self._rows.maxlen)
-        self._open = [(time, _moved(row, index)) for time, row in self._open]
+        self._sum, self._count = np.nan_to_num(_moved(self._sum, index)), np.nan_to_num(_moved(self._count, index))
         self._means = deque(
             ((time, _moved(mean, index).astype(np.float32)) for time, mean in self._means), self._means.maxlen
         )

@@ -8,7 +8,8 @@
 
 While most of a host's peers are over the threshold, or soon will be where it is, the application is at work and not a
 failure: all but `threshold` then stay silent. Below 3 hosts peers cannot say who is the outlier, and neither can they
-when half of them fail: there `robust` asks what was learned of the application, if anything was.
+when half of them fail: there `robust` asks what was learned of the application, if anything was. Where that speaks
+against a host over the threshold as well, `robust` does not wait either: soon most of its peers may be as far.
 """
 
 from __future__ import annotations
@@ -112,7 +113,10 @@ def robust(view: View, settings: RuleSettings) -> Verdict:
     reach = settings.z * normal.scale
     alike = (reach < settings.failure - settings.threshold) | (normal.centre + reach < settings.threshold)
     able = (view.peers >= MIN_HOSTS - 1) & alike
-    unlike = ~able & (view.relative_probability < settings.relative_probability)
+    strange = view.relative_probability < settings.relative_probability
+    # hosts most of which use what the application never did are no measure of each other
+    astray = view.grouping.spread(view.grouping.count(strange)) >= 0.5 * (view.peers + 1)
+    unlike = strange & (~able | astray & (now >= settings.threshold))
     outlier = (view.peers >= MIN_HOSTS - 1) & (normal.z >= needed_z(now, settings)) | unlike
     peers_failure = time_to(settings.failure, normal.centre, view.peers_slope)
     grows = (now >= view.peak) & (view.age >= settings.settle_s)
@@ -125,7 +129,8 @@ def robust(view: View, settings: RuleSettings) -> Verdict:
     return Verdict(
         fires=fires,
         clears=(normal.z < 0.4 * settings.z) & ~unlike | calm,
-        urgent=fires & (trend.sustained < settings.persistence_s),
+        # where the application's past speaks against it too, there is nothing to wait for
+        urgent=fires & ((trend.sustained < settings.persistence_s) | strange & (now >= settings.threshold)),
         normal=normal,
     )
 

@@ -9,8 +9,10 @@ from statistics import NormalDist
 
 import numpy as np
 
-KEPT = 200
-# What is believed before anything came true: quantiles of a normal distribution of this width
+KEPT = 400
+_ALIKE = 3.0  # times longer or shorter: predictions within this teach about each other
+_ENOUGH = 19  # of them, that the 10 % and the 90 % quantile are no extremes
+# What is believed before enough came true: quantiles of a normal distribution of this width
 _PRIOR = 5
 _PRIOR_WIDTH = 1.0
 
@@ -18,37 +20,51 @@ _PRIOR_WIDTH = 1.0
 class Calibration:
     """Learns from predictions that came true how far off they are, in units of their own doubt.
 
-    Conformal prediction: the 80 % interval of the next one spans the 10 % and the 90 % quantile of the deviations so
-    far, log(actual / predicted) / doubt, of the last `KEPT`.
+    Conformal prediction, localised (Guan, 2023): the 80 % interval of the next one spans the 10 % and the 90 % quantile
+    of log(actual / predicted) / doubt among those of the last `KEPT` that foresaw a time like its own. A leak that has
+    hours to go is told in other ways than one that has seconds.
     """
 
-    def __init__(self, deviations: Iterable[float] = ()) -> None:
+    def __init__(self, seen: Iterable[tuple[float, float]] = ()) -> None:
         places = (np.arange(_PRIOR) + 0.5) / _PRIOR
         self._prior = [_PRIOR_WIDTH * NormalDist().inv_cdf(place) for place in places]
-        self._seen: deque[float] = deque(deviations, maxlen=KEPT)
+        self._seen: deque[tuple[float, float]] = deque(seen, maxlen=KEPT)
 
     @property
-    def deviations(self) -> list[float]:
-        """What was learned, the oldest first."""
+    def seen(self) -> list[tuple[float, float]]:
+        """What was learned, the oldest first: the predicted time (s) and the deviation of each that came true."""
         return list(self._seen)
 
     def learn(self, predicted_s: float, doubt: float, actual_s: float) -> None:
         """Take up a prediction that came true ``actual_s`` after it was made."""
         if 0 < predicted_s < math.inf and actual_s > 0 and doubt > 0:
-            self._seen.append(math.log(actual_s / predicted_s) / doubt)
+            self._seen.append((predicted_s, _deviation(predicted_s, doubt, actual_s)))
 
-    def quantiles(self) -> tuple[float, float]:
-        """(low, high) deviations that enclose the next one with a probability of 80 %."""
-        known = np.sort([*self._prior, *self._seen])
-        count = len(known)
-        # the conformal ranks: one observation more than was seen
-        low, high = math.floor(0.1 * (count + 1)), math.ceil(0.9 * (count + 1))
-        return float(known[max(0, low - 1)]), float(known[min(count, high) - 1])
+    def holds(self, predicted_s: float, doubt: float, actual_s: float) -> bool:
+        """Whether the interval holds what came: not by its ends in seconds, which rounding moves."""
+        low, high = self.quantiles(predicted_s)
+        return low <= _deviation(predicted_s, doubt, actual_s) <= high
+
+    def quantiles(self, predicted_s: float) -> tuple[float, float]:
+        """(low, high) deviations that enclose that of a prediction of this time with a probability of 80 %."""
+        seen = list(self._seen)
+        if len(seen) > _ENOUGH and 0 < predicted_s < math.inf:
+            apart = np.abs(np.log([one for one, _ in seen]) - math.log(predicted_s))
+            count = max(_ENOUGH, int((apart <= math.log(_ALIKE)).sum()))
+            seen = [seen[place] for place in np.argsort(apart, kind="stable")[:count]]
+        prior = self._prior if len(seen) < _ENOUGH else []
+        # Weibull's ranks, p (n + 1), are the conformal ones: the next observation is one more than was seen
+        low, high = np.quantile([*prior, *(deviation for _, deviation in seen)], [0.1, 0.9], method="weibull")
+        return float(low), float(high)
 
     def interval(self, predicted_s: float, doubt: float) -> tuple[float, float]:
         """[earliest, latest] time of failure in seconds from now, 80 %."""
-        low, high = self.quantiles()
+        low, high = self.quantiles(predicted_s)
         return predicted_s * math.exp(low * doubt), predicted_s * math.exp(high * doubt)
+
+
+def _deviation(predicted_s: float, doubt: float, actual_s: float) -> float:
+    return math.log(actual_s / predicted_s) / doubt
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> list[float] | None:

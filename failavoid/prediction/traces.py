@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 from failavoid.prediction.grouping import Floats, Ints
 
 STALE_S = 5.0  # a value counts for this long
+LONGEST_GAP_S = 900.0  # in which nobody is heard of: longer than all that the rules remember
 METRICS = {"unavailable": ("MemTotal", "MemAvailable"), "active": ("Active",)}
 _TIME, _PRODUCER = "Time", "ProducerName"
 
@@ -33,11 +34,16 @@ class Trace:
     values: Floats
     notes: list[str] = field(default_factory=list)
 
-    def at(self, times: Floats) -> Floats:
-        """The value at each time: the last one known; NaN if that is older than `STALE_S`, or before the first."""
+    @property
+    def interval_s(self) -> float:
+        """Seconds from one sample to the next, as a rule; 0 if there is but one."""
+        return float(np.median(np.diff(self.times))) if len(self.times) > 1 else 0.0
+
+    def at(self, times: Floats, stale_s: float = STALE_S) -> Floats:
+        """The value at each time: the last one known; NaN if that is older than ``stale_s``, or before the first."""
         place: Ints = np.searchsorted(self.times, times + 1e-6, side="right") - 1
         held = np.maximum(place, 0)
-        return np.where((place >= 0) & (times - self.times[held] <= STALE_S), self.values[held], np.nan)
+        return np.where((place >= 0) & (times - self.times[held] <= stale_s), self.values[held], np.nan)
 
 
 def read_ldms(files: Sequence[Path], capacity_kb: float, metric: str = "unavailable") -> list[Trace]:
@@ -63,13 +69,15 @@ def read_ldms(files: Sequence[Path], capacity_kb: float, metric: str = "unavaila
 def _rows(path: Path, metric: str, notes: list[str]) -> Iterator[tuple[str, float, float]]:
     """(producer, time, kB in use) of each row that holds them."""
     try:
-        text = path.read_text(errors="replace")
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error.strerror}") from error
     places: dict[str, int] = {}
     bad = 0
-    for row in csv.reader(text.splitlines()):
+    for line in text.replace("\0", "").splitlines():
+        row = _cells(line)
         if not row:
+            bad += row is None
             continue
         if row[0].lstrip("#").strip() == _TIME:
             places = {name.lstrip("#").strip().rpartition(":")[2]: place for place, name in enumerate(row)}
@@ -99,6 +107,14 @@ def _rows(path: Path, metric: str, notes: list[str]) -> Iterator[tuple[str, floa
         notes.append(f"{path.name}: {bad} rows left out that are incomplete or no numbers{cut}")
 
 
+def _cells(line: str) -> list[str] | None:
+    """A line's values; None if they cannot be told apart. A quote that is not closed ends with its line."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return None
+
+
 def _trace(host: str, rows: list[tuple[float, float]], notes: list[str]) -> Trace:
     """One host's rows in order, each time once; a clock that was set back goes on from where it was."""
     times, values = np.array([time for time, _ in rows]), np.array([value for _, value in rows])
@@ -119,11 +135,33 @@ def _trace(host: str, rows: list[tuple[float, float]], notes: list[str]) -> Trac
         notes.append(f"{host}: {int((~last).sum())} times given twice; the later row counts")
     times, values = times[last], values[last]
     gaps = np.diff(times)
-    if (gaps > STALE_S).any():
-        notes.append(
-            f"{host}: {int((gaps > STALE_S).sum())} gaps, the longest {gaps.max():.0f} s; its value is unknown there"
-        )
+    long = gaps > max(STALE_S, 2.5 * usual)
+    if long.any():
+        notes.append(f"{host}: {int(long.sum())} gaps, the longest {gaps.max():.0f} s; its value is unknown there")
     return Trace(host, times, values, notes)
+
+
+def shorten(traces: Sequence[Trace]) -> Callable[[float], float]:
+    """Take the time out of gaps in which no host of a recording is heard of: days may lie between two of its rows.
+
+    Returns what became of a time (s).
+    """
+    known = np.unique(np.concatenate([trace.times for trace in traces]))
+    gaps = np.diff(known)
+    long = np.flatnonzero(gaps > LONGEST_GAP_S)
+    ends, cut = known[long + 1], np.concatenate(([0.0], np.cumsum(gaps[long] - LONGEST_GAP_S)))
+
+    def moved(times: Floats) -> Floats:
+        result: Floats = times - cut[np.searchsorted(ends, times, side="right")]
+        return result
+
+    for trace in traces:
+        trace.times = moved(trace.times)
+    if len(long):
+        traces[0].notes.append(
+            f"{len(long)} gaps of up to {gaps.max():.0f} s without any sample are taken as {LONGEST_GAP_S:.0f} s each"
+        )
+    return lambda time: float(moved(np.array([time]))[0])
 
 
 @dataclass(frozen=True)
@@ -138,10 +176,10 @@ class Label:
 def read_labels(path: Path) -> list[Label]:
     """Read ``file,application,leak_intervals_s``; intervals are ``246-721;800-900``. Raises TraceError."""
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
             rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read: {error.strerror}") from error
+    except (OSError, csv.Error) as error:
+        raise TraceError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from error
     labels = []
     for number, row in enumerate(rows, 2):
         try:

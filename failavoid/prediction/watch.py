@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,33 +70,54 @@ class Latch:
             setattr(self, name, moved)
 
 
+class Roster:
+    """Who is in which group, a column each. Several watches may share one; it is not to be changed."""
+
+    def __init__(self, members: Sequence[Member] = ()) -> None:
+        self.members = list(members)
+        numbers: dict[str, int] = {}
+        self.grouping = Grouping(
+            np.array([numbers.setdefault(group, len(numbers)) for group, _ in self.members], dtype=np.intp)
+        )
+        self._hosts: Mapping[str, int] | None = None
+        self._places: Ints = np.zeros(0, dtype=np.intp)
+
+    def columns_in(self, before: Roster) -> Ints:
+        """Each member's column in another roster, -1 if it has none there."""
+        columns = {member: column for column, member in enumerate(before.members)}
+        return np.array([columns.get(member, -1) for member in self.members], dtype=np.intp)
+
+    def places(self, hosts: Mapping[str, int]) -> Ints:
+        """Each member's place among ``hosts``, -1 if it has none; worked out once for the same object."""
+        if hosts is not self._hosts:
+            self._hosts = hosts
+            self._places = np.array([hosts.get(host, -1) for _, host in self.members], dtype=np.intp)
+        return self._places
+
+
 class Watch:
     """All rules over the groups of one failure mode, whose membership may change at any time."""
 
     def __init__(self, settings: RuleSettings, interval_s: float, rules: tuple[str, ...] = RULES) -> None:
         self.settings = settings
         self.rules = rules
-        self.members: list[Member] = []
+        self.roster = Roster()
         self._interval_s = interval_s
         self._history = History(interval_s, settings.slope_window_s, settings.long_window_s)
         self._centres = History(interval_s, settings.slope_window_s, settings.long_window_s)
         self._fade = 0.5 ** (interval_s / settings.scale_memory_s)
         self._scale: Floats = np.zeros(0)
         self._joined: Floats = np.zeros(0)
-        self._grouping = Grouping(np.zeros(0, dtype=np.intp))
         self._latches = {rule: Latch(max(1, round(persistence_s(rule, settings) / interval_s)), 0) for rule in rules}
 
-    def follow(self, members: Sequence[Member]) -> None:
-        """The members from now on. A host's past before it joined its group says nothing about it."""
-        if members == self.members:
-            return
-        before = {member: column for column, member in enumerate(self.members)}
-        index = np.array([before.get(member, -1) for member in members], dtype=np.intp)
-        self.members = list(members)
-        numbers: dict[str, int] = {}
-        self._grouping = Grouping(
-            np.array([numbers.setdefault(group, len(numbers)) for group, _ in members], dtype=np.intp)
-        )
+    def follow(self, roster: Roster, index: Ints | None = None) -> None:
+        """The members from now on. A host's past before it joined its group says nothing about it.
+
+        ``index`` is ``roster.columns_in`` the one followed so far, if that is known already.
+        """
+        if index is None:
+            index = roster.columns_in(self.roster)
+        self.roster = roster
         kept = index >= 0
         joined, scale = np.full(len(index), np.nan), np.zeros(len(index))
         joined[kept], scale[kept] = self._joined[index[kept]], self._scale[index[kept]]
@@ -124,7 +145,7 @@ class Watch:
         return Tick(view, verdicts, begun, ended, active)
 
     def _look(self, time: float, now: Floats, horizon_s: float, learned: Learned | None) -> View:
-        settings, grouping = self.settings, self._grouping
+        settings, grouping = self.settings, self.roster.grouping
         known = np.isfinite(now)
         self._joined = np.where(np.isnan(self._joined) & known, time, self._joined)
         normal = robust(now, grouping)
@@ -168,11 +189,12 @@ class Watch:
         times, values = self._history.short(None)
         least = max(3, (len(times) + 1) // 2)
         if len(times) < least:
-            columns = len(self.members)
+            columns = len(self.roster.members)
             return np.full(columns, np.nan), np.zeros(columns)
         whole = slopes(times, values, least)
         recent = slopes(times[-least:], values[-least:], least)
-        return np.fmax(whole, recent), np.nan_to_num(self._grouping.spread(self._grouping.median(whole)))
+        grouping = self.roster.grouping
+        return np.fmax(whole, recent), np.nan_to_num(grouping.spread(grouping.median(whole)))
 
     def _trends(self, suspects: Ints, now: Floats) -> tuple[Trend, Bools, Floats]:
         """Trend, slow leak and highest earlier value of the columns that may be in question; nothing for all others."""

@@ -51,9 +51,10 @@ class Guests:
         """Note a guest that is to be started on a host. Raises NoRoomError."""
         name = f"g{self._store.next_number('guest'):04d}"
         address = placement.free_address(self._settings.guest_network, (g.address for g in state.guests.values()))
-        place = placement.place(state, state.hosts[host], name, size.vcpus, self._settings.share_cores)
+        place = placement.place(state, state.hosts[host], name, size, self._settings.share_cores)
         guest = Guest(name, str(uuid.uuid4()), host, address, size.memory_kb, place.cores, place.numa_node, user)
         guest.hardware_class = state.hosts[host].hardware_class
+        guest.hugepage_kb, guest.devices = size.hugepage_kb, place.devices
         state.guests[name] = guest
         return guest
 

@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import httpx
 
-from failavoid.resource_manager import background, hooks, leases
+from failavoid.resource_manager import background, hooks, leases, placement
 from failavoid.resource_manager.guests import Guests
 from failavoid.resource_manager.settings import Settings
-from failavoid.resource_manager.state import PROGRAM, State, mark, unmark
+from failavoid.resource_manager.state import PROGRAM, State, held, mark, unmark
 from failavoid.resource_manager.store import Store
+from failavoid.services import client
 from failavoid.shared.messages import Host
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import Identity, mint
@@ -97,7 +98,7 @@ class Hosts:
             raise HostError(409, f"{name} still has guests of jobs: {', '.join(left)}. Evacuate it first")
         if state.hosts[name].pool == "allocated":
             raise HostError(409, f"{state.hosts[name].reason} runs on {name} without guests: wait for its end")
-        holder = next((one for one in state.leases.values() if one.host == name), None)
+        holder = next((one for one in state.leases.values() if name in held(one)), None)
         if holder and caller.role != "service":  # the controller sets the spare of a failed move aside
             raise HostError(409, f"{name} is the spare of {holder.evacuation}: wait for its end")
 
@@ -138,7 +139,7 @@ class Hosts:
             # a mark that came during the checks is news that they knew nothing of
             host.marks = [known for known in host.marks if (known.kind, known.who) not in before]
             state.differences = {key: one for key, one in state.differences.items() if one.host != name}
-            for lease in [lease for lease in state.leases.values() if lease.host == name and retired]:
+            for lease in [lease for lease in state.leases.values() if name in held(lease) and retired]:
                 leases.give_back(state, lease)
             state.note(who(caller), "host restored", host=name, reason=reason)
         self._run_after(occasion)
@@ -148,7 +149,8 @@ class Hosts:
         with self._store.view() as state:
             host = state.hosts[name]
             expected = [guest for guest in state.guests_on(name) if guest.state != "lost" or guest.job]
-            free = host.memory_kb - self._settings.reserve_kb - sum(guest.memory_kb for guest in expected)
+            taken = sum(guest.memory_kb for guest in expected if not guest.hugepage_kb)
+            free = placement.room_kb(host, self._settings) - taken
         variables = {
             "restore_host": check_name("host", name),
             "restore_guests": [check_name("guest", guest.name) for guest in expected],
@@ -191,13 +193,13 @@ def _host(state: State, name: str) -> Host:
     return state.hosts[name]
 
 
-def heard_by_monitor(url: str, secret: bytes) -> Heard:
-    """A check of whether the monitor hears a host's agent."""
-    token = mint(secret, "service", PROGRAM)
+def heard_by_monitor(url: str, secret: bytes, authority: str = "") -> Heard:
+    """A check of whether the monitor hears a host's agent. Raises SettingsError."""
+    monitor = client(url, mint(secret, "service", PROGRAM), authority, timeout=5.0)
 
     def heard(name: str) -> str:
         try:
-            answer = httpx.get(f"{url}/samples", headers={"Authorization": f"Bearer {token}"}, timeout=5.0)
+            answer = monitor.get("/samples")
             answer.raise_for_status()
             times = [sample["time"] for sample in answer.json() if (sample["node"], sample["kind"]) == (name, "host")]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
 import uuid
 from pathlib import Path
 
-from failavoid.resource_manager import placement
+from failavoid.resource_manager import background, placement
 from failavoid.resource_manager.guests import GuestError, Guests
 from failavoid.resource_manager.identity import Identities
 from failavoid.resource_manager.image import ImageError
+from failavoid.resource_manager.relocation import Relocations
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.state import ENDED, PROGRAM, State
 from failavoid.resource_manager.store import Store
@@ -25,11 +27,14 @@ ASSIGN_S = 10.0  # for a warm guest to take its user
 class Jobs:
     """Gives jobs what they run on. `launch` is for a thread of its own, if there is something to wait for."""
 
-    def __init__(self, settings: Settings, store: Store, guests: Guests, identities: Identities) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, guests: Guests, identities: Identities, relocations: Relocations
+    ) -> None:
         self._settings = settings
         self._store = store
         self._guests = guests
         self._identities = identities
+        self._relocations = relocations
         self._assigned = threading.Condition()
 
     # -- the way in ------------------------------------------------------------------------------------------------
@@ -44,6 +49,8 @@ class Jobs:
     def allocate(self, ident: str, request: JobRequest, who: str) -> Job:
         """Take hosts for a job and note the guests it will have. Raises NoRoomError or ImageError."""
         resource = self.resource(request)
+        if request.guest_hugepage_kb is None:
+            request = dataclasses.replace(request, guest_hugepage_kb=self._settings.guest_hugepage_kb)
         terms: set[str] = set()
         if resource == "guests":
             image = self._guests.image()
@@ -66,6 +73,7 @@ class Jobs:
                 job.hosts = names
             else:
                 job.image = image.digest
+                self._relocations.take(state, job, hosts, terms)
                 job.guests = [name for host in names for name in self._with_new_guests(state, host, job)]
             state.note(who, "job submitted", job=ident, user=request.user, resource=resource, hosts=names)
         return job
@@ -79,8 +87,8 @@ class Jobs:
         return found[: job.request.guests_per_host]
 
     def _with_new_guests(self, state: State, host: str, job: Job) -> list[str]:
-        """Names of a job's guests on a host; those that it lacks are added."""
-        names = sorted(guest.name for guest in state.guests_on(host) if guest.job == job.id)
+        """Names of a job's guests that are on a host, or will be; those that it lacks are added."""
+        names = self._relocations.places(state, job.id, host)
         size = placement.Load.of(job.request, job.resource)
         while len(names) < size.guests:
             guest = self._guests.add(state, host, size, job.request.user)
@@ -90,19 +98,21 @@ class Jobs:
 
     def waits(self, ident: str) -> bool:
         """Whether a job has to wait for guests; otherwise `launch` has nothing to wait for."""
-        return any(self._guests.of_job(ident, state) for state in ("booting", "assigned"))
+        return any(self._guests.of_job(ident, state) for state in ("booting", "relocating", "assigned"))
 
     def launch(self, ident: str, afresh: bool = False) -> None:
         """Have the guests that a job still lacks; the job is ready or failed afterwards.
 
         ``afresh``: an earlier life of this service may have begun to start them.
         """
-        trouble = ""
+        trouble, has_room = "", False
         try:
             if afresh:
                 self._guests.remove_on_hosts(self._guests.of_job(ident, "booting"))
-            if self._guests.of_job(ident, "booting"):
-                self._make_room(ident)  # before they boot; otherwise the job need not wait for that
+            if self._guests.of_job(ident, "booting") or self._guests.of_job(ident, "relocating"):
+                self._make_room(ident)  # before they come; otherwise the job need not wait for that
+                has_room = True
+                self._relocations.carry_out(ident)
                 self._start_missing(ident)
             self._await_assigned(ident)
         except (GuestError, ImageError, placement.NoRoomError) as error:
@@ -120,6 +130,8 @@ class Jobs:
         if not ready:
             self.end(ident, "failed", 1, trouble, PROGRAM)
             self.clear(ident)
+        elif not has_room:
+            background.start(f"make room for {ident}", self.make_room, ident)
 
     def make_room(self, ident: str) -> None:
         """Remove the guests that no job uses from a job's hosts; that it fails is logged."""
@@ -130,7 +142,7 @@ class Jobs:
 
     def _make_room(self, ident: str) -> None:
         with self._store.view() as state:
-            hosts = {guest.host for guest in state.guests.values() if guest.job == ident}
+            hosts = {host for host in state.hosts if self._relocations.places(state, ident, host)}
             hosts |= set(state.jobs[ident].hosts)
         self._guests.remove(self._guests.idle_on(hosts))
 
@@ -231,6 +243,7 @@ class Jobs:
 
     def clear(self, ident: str) -> None:
         """Remove the guests of an ended job that did not come up, and free its hosts."""
+        self._relocations.carry_out(ident)  # where an earlier life of this service had begun it
         absent = self._guests.of_job(ident, "booting") + self._guests.of_job(ident, "assigned")
         try:
             self._guests.remove_on_hosts(absent)

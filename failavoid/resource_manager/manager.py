@@ -15,6 +15,7 @@ from failavoid.resource_manager.heartbeats import Heartbeats
 from failavoid.resource_manager.hosts import Heard, Hosts, heard_by_monitor
 from failavoid.resource_manager.identity import Identities
 from failavoid.resource_manager.jobs import Jobs
+from failavoid.resource_manager.relocation import Relocate, Relocations, by_controller
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.state import ENDED, PROGRAM, mark, unmark
 from failavoid.resource_manager.store import Store
@@ -91,14 +92,21 @@ class Manager:
             background.start(f"remove guests of {job}", self.remove, spoiled)
 
 
-def make_manager(settings: Settings, secret: bytes, look: Look = domains, heard: Heard | None = None) -> Manager:
+def make_manager(
+    settings: Settings,
+    secret: bytes,
+    look: Look = domains,
+    heard: Heard | None = None,
+    relocate: Relocate | None = None,
+) -> Manager:
     """Put the parts together on the state that is found. Raises OSError or sqlite3.Error if there can be none."""
     store = Store(Path(settings.state))
     take_hosts(store, settings)
     identities = Identities(settings, secret)
     guests = Guests(settings, store, identities)
-    jobs = Jobs(settings, store, guests, identities)
-    hosts = Hosts(settings, store, guests, heard or heard_by_monitor(settings.monitor, secret))
+    relocate = relocate or by_controller(settings.controller, secret, settings.tls.authority)
+    jobs = Jobs(settings, store, guests, identities, Relocations(settings, store, guests, identities, relocate))
+    hosts = Hosts(settings, store, guests, heard or heard_by_monitor(settings.monitor, secret, settings.tls.authority))
     warm_pools = WarmPools(settings, store, guests, identities)
     watch = Watch(settings, store, jobs, look)
     return Manager(settings, secret, store, guests, jobs, hosts, warm_pools, watch, Heartbeats())
@@ -111,7 +119,7 @@ def take_hosts(store: Store, settings: Settings) -> None:
         for name, host in declared.items():
             known = state.hosts.setdefault(name, Host(name, host.address))
             known.address, known.memory_kb, known.numa = host.address, host.memory_kb, host.numa
-            known.domains = host.domains
+            known.domains, known.hugepages, known.devices = host.domains, host.hugepages, host.devices
             known.hardware_class, known.reserved_spare = host.hardware_class, host.reserved_spare
             unmark(known, "retired", PROGRAM)
         used = {guest.host for guest in state.guests.values() if guest.job}

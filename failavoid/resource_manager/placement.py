@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.state import State
-from failavoid.shared.messages import Guest, Host, JobRequest, Placement
+from failavoid.shared.messages import Device, Guest, Host, JobRequest, Placement
 
 
 class NoRoomError(Exception):
@@ -18,18 +20,35 @@ class NoRoomError(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """What is to be placed on one host: ``guests`` guests of one size."""
+    """What is to be placed on one host: ``guests`` guests of one size, each with ``devices`` of these kinds."""
 
     guests: int
     memory_kb: int
     vcpus: int
+    hugepage_kb: int = 0
+    devices: tuple[str, ...] = ()
 
     @staticmethod
     def of(request: JobRequest, resource: str) -> Load:
         """A job's load on each of its hosts; none where it runs without guests."""
         if resource == "hosts":
             return Load(0, 0, 1)
-        return Load(request.guests_per_host, request.guest_memory_kb, request.guest_vcpus)
+        return Load(
+            request.guests_per_host,
+            request.guest_memory_kb,
+            request.guest_vcpus,
+            request.guest_hugepage_kb or 0,
+            tuple(sorted(request.guest_devices)),
+        )
+
+    @staticmethod
+    def of_guest(guest: Guest) -> Load:
+        """What one guest takes of its host."""
+        kinds = tuple(sorted(device.kind for device in guest.devices))
+        return Load(1, guest.memory_kb, len(guest.cores), guest.hugepage_kb, kinds)
+
+
+_SMALLEST = Load(1, 0, 1)
 
 
 # -- jobs ----------------------------------------------------------------------------------------------------------
@@ -88,7 +107,9 @@ def _shortage(
     if len(fitting) < request.hosts:
         needed = load.guests * load.memory_kb
         cores = "" if settings.share_cores else f" and {load.guests * load.vcpus} cores"
-        size = f"with {needed // 1024} MiB{cores} for guests " if load.guests else ""
+        pages = f" on hugepages of {load.hugepage_kb} kB" if load.hugepage_kb else ""
+        devices = f" and {load.guests} times {', '.join(load.devices)}" if load.devices else ""
+        size = f"with {needed // 1024} MiB{pages}{cores}{devices} for guests " if load.guests else ""
         return (
             f"{request.hosts} hosts{of_class} {size}are asked for; of {known} hosts {len(free)} are free and "
             f"{len(fitting)} of these{of_class} have that much beside the {settings.reserve_kb // 1024} MiB that "
@@ -109,8 +130,7 @@ def fits(state: State, guest: Guest, request: JobRequest, terms: set[str]) -> bo
         guest.job is None
         and guest.state in ("ready", "warm")
         and guest.user in ("", request.user)
-        and guest.memory_kb == request.guest_memory_kb
-        and len(guest.cores) == request.guest_vcpus
+        and Load.of_guest(guest) == dataclasses.replace(Load.of(request, "guests"), guests=1)
         and state.terms.get(guest.name) in terms
     )
 
@@ -137,56 +157,83 @@ def objection(state: State, host: Host, guests: list[Guest], settings: Settings)
             f"{host.name} is of hardware class {host.hardware_class!r}; {', '.join(unfit)} booted on "
             f"{', '.join(map(repr, classes))} and can't run there"
         )
-    there = {guest.name: guest for guest in [*_holders(state, host.name), *guests]}
-    needed = sum(guest.memory_kb for guest in there.values())
-    if needed > host.memory_kb - settings.reserve_kb:
+    there = {guest.name: guest for guest in [*holders(state, host.name), *guests]}
+    coming = ", ".join(guest.name for guest in guests)
+    needed = sum(guest.memory_kb for guest in there.values() if not guest.hugepage_kb)
+    if needed > room_kb(host, settings):
+        own = host.memory_kb - room_kb(host, settings)
         return (
-            f"{host.name} has {host.memory_kb // 1024} MiB, {settings.reserve_kb // 1024} of them its own; with "
-            f"{', '.join(guest.name for guest in guests)} its guests would need {needed // 1024} MiB"
+            f"{host.name} has {host.memory_kb // 1024} MiB, {own // 1024} of them its own or set aside as hugepages; "
+            f"with {coming} its guests would need {needed // 1024} MiB"
         )
-    return ""
+    kinds = Counter(device.kind for guest in there.values() for device in guest.devices)
+    lacking = kinds - Counter({kind: len(addresses) for kind, addresses in host.devices.items()})
+    short = [f"{kinds[kind]} {kind} and it has {kinds[kind] - lacking[kind]}" for kind in sorted(lacking)]
+    return f"with {coming} the guests of {host.name} would need {', '.join(short)}" if short else ""
 
 
-def _holders(state: State, host: str) -> list[Guest]:
+def room_kb(host: Host, settings: Settings) -> int:
+    """Memory of a host for guests on ordinary pages: without what it keeps and what is set aside as hugepages."""
+    aside = sum(int(size) * pages for node in host.hugepages.values() for size, pages in node.items())
+    return host.memory_kb - settings.reserve_kb - aside
+
+
+def holders(state: State, host: str) -> list[Guest]:
     """The guests that hold cores and memory of a host: those there, and those with a place reserved."""
     names = {guest.name for guest in state.guests_on(host) if guest.state != "lost"}
     names |= {name for name, reserved in state.reserved.items() if reserved.host == host and name in state.guests}
     return [state.guests[name] for name in sorted(names)]
 
 
-def _held_cores(state: State, host: str, but: str) -> Counter[int]:
-    held: Counter[int] = Counter()
-    for guest in state.guests_on(host):
-        if guest.name != but and guest.state != "lost":
-            held.update(guest.cores)
-    for name, reserved in state.reserved.items():
-        if reserved.host == host and name != but:
-            held.update(reserved.cores)
-    return held
+def _places(state: State, host: str, but: str) -> list[Placement]:
+    """What the guests of a host hold of it, and those with a place reserved, but one."""
+    there = [g for g in state.guests_on(host) if g.name != but and g.state != "lost"]
+    places = [Placement(g.name, host, g.cores, g.numa_node, g.devices) for g in there]
+    return places + [p for name, p in state.reserved.items() if p.host == host and name != but]
 
 
 def _is_too_small(host: Host, load: Load, settings: Settings) -> bool:
     """Whether a host is too small for a load of its own: guests that no job uses make room for it."""
-    cores = [len(cores) // load.vcpus for cores in host.numa.values()]
-    enough = any(cores) if settings.share_cores else sum(cores) >= load.guests
-    return load.guests > 0 and (not enough or host.memory_kb - settings.reserve_kb < load.guests * load.memory_kb)
+    if load.guests == 0:
+        return False
+    kinds = Counter(load.devices)
+    if any(len(host.devices.get(kind, [])) < load.guests * kinds[kind] for kind in kinds):
+        return True
+    fitting = {node: len(cores) // load.vcpus for node, cores in host.numa.items()}
+    if settings.share_cores:
+        fitting = {node: load.guests if fitting[node] else 0 for node in fitting}
+    if load.hugepage_kb:
+        pages = {node: host.hugepages.get(node, {}).get(str(load.hugepage_kb), 0) for node in fitting}
+        fitting = {node: min(fitting[node], pages[node] // pages_of(load)) for node in fitting}
+    elif room_kb(host, settings) < load.guests * load.memory_kb:
+        return True
+    return sum(fitting.values()) < load.guests
 
 
-def place(state: State, host: Host, guest: str, vcpus: int = 1, share: bool = False) -> Placement:
-    """Cores for a guest on a host: within one NUMA node, the least used first. Raises NoRoomError.
+def pages_of(load: Load) -> int:
+    """Number of hugepages that back the memory of each guest."""
+    return math.ceil(load.memory_kb / load.hugepage_kb) if load.hugepage_kb else 0
 
-    A core that another guest has is given again only where the site lets guests ``share``.
+
+def place(state: State, host: Host, guest: str, load: Load = _SMALLEST, share: bool = False) -> Placement:
+    """Cores, hugepages and devices for a guest on a host: within one NUMA node, the least used first.
+
+    A core that another guest has is given again only where the site lets guests ``share``. Raises NoRoomError.
     """
-    held = _held_cores(state, host.name, guest)
+    places = _places(state, host.name, guest)
+    held = Counter(core for one in places for core in one.cores)
     chosen = {}
     for node, cores in host.numa.items():
         allowed = [core for core in cores if share or not held[core]]
-        if len(allowed) >= vcpus:
-            chosen[node] = sorted(allowed, key=lambda core: (held[core], core))[:vcpus]
+        if len(allowed) >= load.vcpus and _free_hugepages(state, host, node, load, places) >= pages_of(load):
+            chosen[node] = sorted(allowed, key=lambda core: (held[core], core))[: load.vcpus]
     if not chosen:
+        pages = f" and {pages_of(load)} free hugepages of {load.hugepage_kb} kB" if load.hugepage_kb else ""
         raise NoRoomError(
-            f"host {host.name} has no NUMA node with {vcpus} {'' if share else 'free '}cores for guest {guest}; its "
-            f"nodes are {host.numa}" + ("" if share else f", in use are {sorted(held)}")
+            f"host {host.name} has no NUMA node with {load.vcpus} {'' if share else 'free '}cores{pages} for guest "
+            f"{guest}; its nodes are {host.numa}"
+            + ("" if share else f", in use are {sorted(held)}")
+            + (f"; hugepages set aside are {host.hugepages}" if pages else "")
         )
 
     def burden(node: str) -> tuple[int, int, int]:
@@ -194,7 +241,29 @@ def place(state: State, host: Host, guest: str, vcpus: int = 1, share: bool = Fa
         return max(held[core] for core in chosen[node]), sum(held[core] for core in host.numa[node]), int(node)
 
     node = min(chosen, key=burden)
-    return Placement(guest, host.name, chosen[node], int(node))
+    return Placement(guest, host.name, chosen[node], int(node), _free_devices(host, guest, load, places))
+
+
+def _free_hugepages(state: State, host: Host, node: str, load: Load, places: list[Placement]) -> int:
+    names = [place.guest for place in places if place.numa_node == int(node)]
+    there = [Load.of_guest(state.guests[name]) for name in names if name in state.guests]
+    set_aside = host.hugepages.get(node, {}).get(str(load.hugepage_kb), 0)
+    return set_aside - sum(pages_of(other) for other in there if other.hugepage_kb == load.hugepage_kb)
+
+
+def _free_devices(host: Host, guest: str, load: Load, places: list[Placement]) -> list[Device]:
+    used = {device.address for place in places for device in place.devices}
+    chosen: list[Device] = []
+    for kind in load.devices:
+        free = [address for address in host.devices.get(kind, []) if address not in used]
+        if not free:
+            raise NoRoomError(
+                f"host {host.name} has no free {kind} for guest {guest}; it has "
+                f"{', '.join(host.devices.get(kind, [])) or 'none'} in all (hypervisor_devices)"
+            )
+        used.add(free[0])
+        chosen.append(Device(kind, free[0]))
+    return chosen
 
 
 def warnings(guests: Iterable[Guest], machines: dict[str, str]) -> dict[str, list[str]]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from fastapi import HTTPException
 
-from failavoid.shared.messages import ON_DEADLINE, POLICIES, RESOURCES, JobRequest
+from failavoid.shared.messages import ON_DEADLINE, ON_DEVICES, POLICIES, RESOURCES, JobRequest
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import Identity
 
@@ -15,30 +14,6 @@ LONGEST_TEXT = 500
 
 # A user's key becomes a variable of a playbook, where "{{" would be a template: nothing but a key passes.
 _PUBLIC_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+) [A-Za-z0-9+/]+=* ?[A-Za-z0-9_.@+-]*")
-
-
-def text(body: dict[str, Any], name: str) -> str:
-    """A text of a request, cut if it is very long; empty if there is none. Raises HTTPException."""
-    value = body.get(name)
-    if value is not None and not isinstance(value, str):
-        raise HTTPException(422, f"{name} is {value!r}; it must be text")
-    return (value or "")[:LONGEST_TEXT]
-
-
-def names(body: dict[str, Any], name: str) -> list[str]:
-    """A list of names of a request. Raises HTTPException."""
-    value = body.get(name)
-    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-        raise HTTPException(422, f"{name} is {value!r}; it must be a list of names")
-    return value
-
-
-def number(body: dict[str, Any], name: str, default: float) -> float:
-    """A number of a request. Raises HTTPException."""
-    value = body.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise HTTPException(422, f"{name} is {value!r}; it must be a number")
-    return float(value)
 
 
 def check_request(request: JobRequest, caller: Identity) -> None:
@@ -55,6 +30,12 @@ def check_request(request: JobRequest, caller: Identity) -> None:
         raise HTTPException(422, f"policy {request.policy!r} is not known: use one of {', '.join(POLICIES)}")
     if request.on_deadline and request.on_deadline not in ON_DEADLINE:
         raise HTTPException(422, f"on_deadline {request.on_deadline!r} is not known: use {' or '.join(ON_DEADLINE)}")
+    if request.on_devices and request.on_devices not in ON_DEVICES:
+        raise HTTPException(422, f"on_devices {request.on_devices!r} is not known: use {' or '.join(ON_DEVICES)}")
+    if (request.guest_hugepage_kb or 0) < 0:
+        raise HTTPException(422, f"guest_hugepage_kb is {request.guest_hugepage_kb}; it must be 0 or more")
+    for kind in request.guest_devices:
+        check_name("device kind", kind)
     if request.resource not in ("", *RESOURCES):
         raise HTTPException(422, f"resource {request.resource!r} is not known: use one of {', '.join(RESOURCES)}")
     if request.expected_s is not None and not request.expected_s > 0:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from failavoid.services import Tls, check_url
 from failavoid.shared.names import check_domain, check_name
+
+RELOCATE = ("kvm", "always", "never")  # kvm: between hosts that have it, where a move takes less than a boot
 
 
 @dataclass
@@ -20,10 +23,15 @@ class HostSettings:
     hardware_class: str = ""
     reserved_spare: bool = False
     domains: dict[str, str] = field(default_factory=dict)  # failure domains, e.g. {"rack": "r1", "psu": "p3"}
+    hugepages: dict[str, dict[str, int]] = field(default_factory=dict)  # NUMA node -> size in kB -> number set aside
+    devices: dict[str, list[str]] = field(default_factory=dict)  # for guests: kind -> PCI addresses
+    kvm: bool = False  # its guests run on its processors; otherwise they are emulated
 
     def __post_init__(self) -> None:
         for kind, name in self.domains.items():
             check_domain(f"{kind}={name}")
+        for kind in self.devices:
+            check_name("device kind", kind)
 
 
 @dataclass
@@ -35,6 +43,7 @@ class WarmPool:
     vcpus: int = 1
     per_host: int = 1
     user: str = ""
+    hugepage_kb: int = 0
 
 
 @dataclass
@@ -58,7 +67,9 @@ class Settings:
     prefix: int  # of the network that hosts and guests share
     listen: str = "0.0.0.0"
     port: int = 7412
-    monitor: str = "http://127.0.0.1:7411"
+    monitor: str = "https://127.0.0.1:7411"
+    controller: str = "https://127.0.0.1:7413"
+    tls: Tls = field(default_factory=Tls)
     secret: str = "/etc/failavoid/secret"
     state: str = "/var/lib/failavoid/resource_manager"
     inventory: str = "/etc/failavoid/inventory/hosts.yml"
@@ -76,13 +87,17 @@ class Settings:
     on_hosts_below_s: float = 0.0  # jobs expected to end sooner run on hosts without guests
     restore_memory_share: float = 0.8  # of the memory for guests; less must not be available on a restored host
     warm_pools: list[WarmPool] = field(default_factory=list)
+    relocate_warm: str = "kvm"  # of RELOCATE: to move guests that are up to a job's hosts, rather than boot others
     hooks: Hooks = field(default_factory=Hooks)
     guest_interval_s: float = 5.0
+    guest_hugepage_kb: int = 0  # of guests whose job does not say; 0: ordinary pages
     guest_mounts: list[dict[str, Any]] = field(default_factory=list)
     guest_root_keys: list[str] = field(default_factory=list)
     reserve_kb: int = 262144  # of a host's memory that no guest gets
 
     def __post_init__(self) -> None:
+        self.tls.check(self.listen)
+        check_url("monitor", self.monitor)
         if self.spares < 1:
             raise ValueError(
                 f"setting 'spares' is {self.spares}; without a spare no host can be evacuated: use 1 or more"
@@ -90,6 +105,8 @@ class Settings:
         for name, least in (("look_s", 0.2), ("look_at_all_s", 0.2), ("silence_s", 10.0), ("lease_s", 1.0)):
             if getattr(self, name) < least:
                 raise ValueError(f"setting {name!r} is {getattr(self, name)}; use {least:g} or more")
+        if self.relocate_warm not in RELOCATE:
+            raise ValueError(f"setting 'relocate_warm' is {self.relocate_warm!r}; use one of {', '.join(RELOCATE)}")
         if not 0 <= self.restore_memory_share <= 1:
             raise ValueError(
                 f"setting 'restore_memory_share' is {self.restore_memory_share}; it is a share, from 0 to 1"

@@ -62,7 +62,7 @@ class State:
 
     def leased(self) -> set[str]:
         """Names of the hosts that are held for evacuations."""
-        return {lease.host for lease in self.leases.values()}
+        return {host for lease in self.leases.values() for host in held(lease)}
 
     def settle(self) -> None:
         """Give every host the pool that follows from its marks and jobs, and the reason for it."""
@@ -74,9 +74,14 @@ class State:
             if job.state not in ENDED:
                 for name in set(job.hosts) & jobs.keys():
                     jobs[name].add(job.id)
-        evacuations = {lease.host: lease.evacuation for lease in self.leases.values()}
+        evacuations = {host: lease.evacuation for lease in self.leases.values() for host in held(lease)}
         for host in self.hosts.values():
             host.pool, host.reason = _pool(host, sorted(jobs[host.name]), evacuations.get(host.name, ""))
+
+
+def held(lease: Lease) -> list[str]:
+    """The hosts that a lease holds."""
+    return lease.packed_onto or [lease.host]
 
 
 def _pool(host: Host, jobs: list[str], evacuation: str) -> tuple[str, str]:

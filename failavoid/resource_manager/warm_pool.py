@@ -65,7 +65,7 @@ class WarmPools:
     def _outdated(self) -> list[str]:
         """Guests that nobody has used for long, and warm ones that were told what is not true any more."""
         over = time.time() - self._settings.idle_guest_s
-        wanted = {(pool.memory_kb, pool.vcpus, pool.user) for pool in self._settings.warm_pools if pool.guests}
+        wanted = {(_size_of(pool), pool.user) for pool in self._settings.warm_pools if pool.guests}
         warm = set(self._names(lambda guest: guest.state == "warm"))
         terms = self._identities.terms(None, self._guests.image().digest) if warm else ""
         with self._store.view() as state:
@@ -86,8 +86,8 @@ class WarmPools:
 
     def _add(self, pool: WarmPool) -> list[Guest]:
         """Note the guests that a pool lacks, as far as there is room for them."""
-        kind = (pool.memory_kb, pool.vcpus, pool.user)
-        size = placement.Load(1, pool.memory_kb, pool.vcpus)
+        size = _size_of(pool)
+        kind = (size, pool.user)
         added: list[Guest] = []
         with self._store.change() as state:
             mine = [g for g in state.guests.values() if g.job is None and _kind_of(g) == kind and _is_coming(g)]
@@ -120,8 +120,12 @@ class WarmPools:
         return guest
 
 
-def _kind_of(guest: Guest) -> tuple[int, int, str]:
-    return guest.memory_kb, len(guest.cores), guest.user
+def _size_of(pool: WarmPool) -> placement.Load:
+    return placement.Load(1, pool.memory_kb, pool.vcpus, pool.hugepage_kb)
+
+
+def _kind_of(guest: Guest) -> tuple[placement.Load, str]:
+    return placement.Load.of_guest(guest), guest.user
 
 
 def _is_coming(guest: Guest) -> bool:

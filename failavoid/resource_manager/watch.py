@@ -1,4 +1,7 @@
-"""Looks at the hosts' libvirt: guests that are gone, guests that are elsewhere, strangers, hosts that are silent."""
+"""Looks at the hosts' libvirt: guests that are gone, guests that are elsewhere, strangers, hosts that are silent.
+
+Where most hosts are silent at once it is the head that is cut off from them, and no host is marked for that.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,12 @@ log = logging.getLogger(__name__)
 TLS_PORT = 16514
 LOOKS = 2  # a guest is lost when it was missed so many times in a row
 LOOKS_AT_DIFFERENCES = 3  # more: a guest may be on its way in or out
+ASKED_BESIDE = 30  # hosts, whether the head is cut off
 CONNECT_S = 2.0
 ANSWER_S = 10.0
-UP = ("ready", "warm", "assigned")
+UP = ("ready", "warm", "assigned", "relocating")
 
+HEAD = ("", "")  # where a difference is that is of no host and no guest
 Domains = Optional[dict[str, str]]  # UUID -> name; None: no answer
 Look = Callable[[str], Domains]
 
@@ -119,12 +124,30 @@ class Watch:
         with self._lock:
             self._missed = Counter({guest.uuid: self._missed[guest.uuid] + 1 for guest in missing})
         self._lost([guest for guest in missing if self._missed[guest.uuid] >= LOOKS])
-        self._note_differences(seen, expected.differences(seen))
+        cut_off = self._cut_off(expected, seen)
+        if cut_off:  # what silent hosts would say is not known, and no news
+            seen = {name: answer for name, answer in seen.items() if answer is not None}
+        found = ({HEAD: cut_off} if cut_off else {}) | expected.differences(seen)
+        self._note_differences({HEAD[0]: {}, **seen}, found)
 
     def why_ended(self, job: str) -> str:
         """A sentence if guests of ``job`` are gone: the reason why it failed. Looks now, once."""
         expected, seen = self._see(job, False)
         return _words(self._lost(expected.missing(seen)))
+
+    def _cut_off(self, expected: Expected, seen: dict[str, Domains]) -> str:
+        """A sentence if most hosts are silent, or nothing: where most of those asked are, others are asked too."""
+        if not _most_are_silent(seen):
+            return ""
+        with self._store.view() as state:
+            others = [host.name for host in state.hosts.values() if host.pool != "defunct" and host.name not in seen]
+        everywhere = seen | self._ask({name: expected.addresses[name] for name in others[:ASKED_BESIDE]})
+        if len(everywhere) < 2 or not _most_are_silent(everywhere):
+            return ""
+        return (
+            "most hosts do not answer: the head seems to be cut off from them, so none of them is marked for that. "
+            "Look at its network; jobs and evacuations wait meanwhile"
+        )
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -211,6 +234,10 @@ class Watch:
         for job, guests in jobs.items():
             self._jobs.end(job, "failed", None, _words(guests), PROGRAM)
         return lost
+
+
+def _most_are_silent(seen: dict[str, Domains]) -> bool:
+    return 2 * sum(answer is None for answer in seen.values()) > len(seen)
 
 
 def _expected(state: State) -> Expected:

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
-from . import cgroups
+from . import cgroups, merging
 
 PROC_FILES = ("loadavg", "meminfo", "stat", "swaps")  # not uptime: start times of processes count from the machine's
 
@@ -59,6 +59,7 @@ class Testbed:
     prefix: int
     containers: List[Container] = field(default_factory=list)
     group: str = "failavoid"  # the control group, or slice, that all of it runs in
+    merge_memory: bool = False  # keep pages that guests have in common once
 
     @property
     def groups(self) -> cgroups.Groups:
@@ -68,6 +69,11 @@ class Testbed:
     def folder(self, name: str) -> Path:
         """Return where a container's files are."""
         return self.base / "hosts" / name
+
+    @property
+    def merging(self) -> Path:
+        """Where it is kept what the machine did about equal pages before."""
+        return self.base / "merging.json"
 
 
 def run(*words: str, check: bool = True) -> str:
@@ -125,6 +131,8 @@ def prepare(testbed: Testbed) -> List[str]:
     if not lxcfs_works(testbed):
         _start_lxcfs(testbed)
         made.append("lxcfs")
+    if (merging.begin if testbed.merge_memory else merging.end)(testbed.merging):
+        made.append("merging of equal pages" if testbed.merge_memory else "no merging of equal pages")
     return made
 
 
@@ -436,6 +444,8 @@ def clean(testbed: Testbed) -> List[str]:
             run("ip", "link", "delete", port.name, check=False)
         run("ip", "link", "delete", testbed.bridge)
         gone.append(f"bridge {testbed.bridge}")
+    if merging.end(testbed.merging):
+        gone.append("merging of equal pages")
     if testbed.base.exists():
         shutil.rmtree(testbed.base)
         gone.append(str(testbed.base))

@@ -5,6 +5,7 @@ Standard library's ElementTree. Formats: https://libvirt.org/formatdomain.html
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
@@ -12,11 +13,16 @@ from typing import Any, Dict, List, Optional
 from . import taps
 
 IDENTITY_ENTRY = "opt/failavoid/identity"
+_PCI_ADDRESS = re.compile(r"([0-9a-f]{4}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])")
 
 
 @dataclass
 class GuestSpec:
-    """What a guest is to be. Memory is in kB; ``cores`` are the host's, one NUMA node's."""
+    """What a guest is to be. Memory is in kB; ``cores`` are the host's, one NUMA node's.
+
+    ``hugepage_kb`` is the size of the pages that back its memory, 0 for ordinary ones. ``devices`` are the host's,
+    passed through to it, each a ``kind`` and a PCI ``address``.
+    """
 
     name: str
     uuid: str
@@ -31,6 +37,8 @@ class GuestSpec:
     vcpus: int = 1
     user: str = ""
     identity: Dict[str, Any] = field(default_factory=dict)
+    hugepage_kb: int = 0
+    devices: List[Dict[str, str]] = field(default_factory=list)
 
 
 @dataclass
@@ -50,6 +58,9 @@ def guest_xml(spec: GuestSpec, host: HostSettings, state_dir: str) -> str:
     _text(domain, "name", spec.name)
     _text(domain, "uuid", spec.uuid)
     _text(domain, "memory", str(spec.memory_kb), unit="KiB")
+    if spec.hugepage_kb:
+        backing = ET.SubElement(ET.SubElement(domain, "memoryBacking"), "hugepages")
+        ET.SubElement(backing, "page", size=str(spec.hugepage_kb), unit="KiB")
     _text(domain, "vcpu", str(spec.vcpus), placement="static")
     _pin(domain, spec.cores, spec.numa_node, spec.vcpus)
     sysinfo = ET.SubElement(domain, "sysinfo", type="fwcfg")
@@ -77,10 +88,13 @@ def guest_xml(spec: GuestSpec, host: HostSettings, state_dir: str) -> str:
     ET.SubElement(interface, "model", type="virtio")
     serial = ET.SubElement(devices, "serial", type="file")
     ET.SubElement(serial, "source", path=f"{state_dir}/console.log", append="on")
-    # memory that the guest has freed goes back to the host
-    ET.SubElement(devices, "memballoon", model="virtio", freePageReporting="on")
+    # memory that the guest has freed goes back to the host; not a hugepage: who took it would leave the guest without
+    reporting = "off" if spec.hugepage_kb else "on"
+    ET.SubElement(devices, "memballoon", model="virtio", freePageReporting=reporting)
     random = ET.SubElement(devices, "rng", model="virtio")
     _text(random, "backend", "/dev/urandom", model="random")
+    for device in spec.devices:
+        devices.append(ET.fromstring(hostdev_xml(device["address"])))
     return ET.tostring(domain, encoding="unicode")
 
 
@@ -118,13 +132,38 @@ def boot_files(xml: str) -> List[str]:
     return [path for path in (domain.findtext("os/kernel"), domain.findtext("os/initrd")) if path]
 
 
-def passed_through(xml: str) -> List[str]:
-    """Name the host's devices that a domain XML passes through to the guest: they can't move with it.
+def memory_kb_of(xml: str) -> int:
+    """The size of a guest's memory."""
+    return _kib(ET.fromstring(xml), "memory") or 0
 
-    That is every ``hostdev``, and every interface that is a virtual function of a network card.
+
+def hugepage_kb_of(xml: str) -> int:
+    """The size of the hugepages that back a guest's memory, 0 where ordinary pages do."""
+    page = ET.fromstring(xml).find("memoryBacking/hugepages/page")
+    return 0 if page is None else int(page.get("size", 0)) * _UNITS[page.get("unit", "KiB")]
+
+
+def hostdev_xml(address: str) -> str:
+    """The XML of a host's PCI device that is passed through. Raises ValueError for what is no PCI address."""
+    parts = _PCI_ADDRESS.fullmatch(address)
+    if parts is None:
+        raise ValueError(f"{address!r} is not the address of a PCI device: write it as 0000:3b:02.1")
+    # managed: libvirt takes the device from its driver, and gives it back
+    device = ET.Element("hostdev", mode="subsystem", type="pci", managed="yes")
+    names = ("domain", "bus", "slot", "function")
+    given = {name: f"0x{part}" for name, part in zip(names, parts.groups())}
+    ET.SubElement(ET.SubElement(device, "source"), "address", given)
+    return ET.tostring(device, encoding="unicode")
+
+
+def passed_through(xml: str) -> Dict[str, str]:
+    """Name the host's devices that a domain XML passes through to the guest, each with its own XML: they can't move.
+
+    That is every ``hostdev``, and every interface that is a virtual function of a network card. A PCI device's name is
+    ``pci ADDRESS``.
     """
     domain = ET.fromstring(xml)
-    found = []
+    found = {}
     for device in domain.findall("devices/hostdev") + domain.findall("devices/interface[@type='hostdev']"):
         kind = device.get("type") or "device"
         address = device.find("source/address")
@@ -133,9 +172,10 @@ def passed_through(xml: str) -> List[str]:
             place = "{:0>4}:{:0>2}:{:0>2}.{}".format(
                 *(given.get(key, "?").replace("0x", "") for key in ("domain", "bus", "slot", "function"))
             )
-            found.append(f"pci {place}")
+            name = f"pci {place}"
         else:
-            found.append(f"{kind} {given.get('uuid') or ' '.join(given.values())}".strip())
+            name = f"{kind} {given.get('uuid') or ' '.join(given.values())}".strip()
+        found[name] = ET.tostring(device, encoding="unicode")
     return found
 
 
@@ -156,23 +196,27 @@ def differences(wanted: str, found: str) -> List[str]:
 
     compare("type", should.get("type"), does.get("type"))
     for path in _COMPARED_SIZES:
-        compare(path, _kib(should, path), _kib(does, path))
+        sizes = [_kib(end, path) for end in (should, does)]
+        compare(path, *(None if size is None else f"{size} KiB" for size in sizes))
+    compare("pages of", *(f"{hugepage_kb_of(end) or 4} KiB" for end in (wanted, found)))
     for path in _COMPARED:
         compare(path, should.findtext(path), does.findtext(path))
     for path, attribute in _COMPARED_ATTRIBUTES:
         ends = [end.get(attribute) if end is not None else None for end in (should.find(path), does.find(path))]
         compare(f"{path} {attribute}", *ends)
+    has = passed_through(found)
+    said += [f"no {name}" for name in passed_through(wanted) if name not in has]
     return said
 
 
 _UNITS = {"KiB": 1, "MiB": 1024, "GiB": 1024**2}
 
 
-def _kib(domain: ET.Element, path: str) -> Optional[str]:
+def _kib(domain: ET.Element, path: str) -> Optional[int]:
     size = domain.find(path)
     if size is None:
         return None
-    return f"{int(size.text or 0) * _UNITS[size.get('unit', 'KiB')]} KiB"
+    return int(size.text or 0) * _UNITS[size.get("unit", "KiB")]
 
 
 def _pin(domain: ET.Element, cores: List[int], numa_node: int, vcpus: int, before: str = "") -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
-from . import domain_xml, guest_state, pinning, taps
+from . import devices, domain_xml, guest_state, pinning, taps
 
 try:
     import libvirt
@@ -91,7 +91,8 @@ def start(
                 raise
             guest_state.note(path, state="running", cores=spec.cores, numa_node=spec.numa_node)
             timing = {"boot_s": round(time.time() - began, 2)}
-        return {**verify(spec.name, spec.cores, spec.numa_node, spec.vcpus), "changed": present is None, **timing}
+        verified = verify(spec.name, spec.cores, spec.numa_node, spec.vcpus, spec.hugepage_kb)
+        return {**verified, "changed": present is None, **timing}
 
 
 def _create(connection: Any, spec: domain_xml.GuestSpec, xml: str, path: Path, oom_score_adj: Optional[int]) -> None:
@@ -120,6 +121,7 @@ def _create(connection: Any, spec: domain_xml.GuestSpec, xml: str, path: Path, o
         address=spec.address,
         image=spec.image,
         user=spec.user,
+        devices=spec.devices,
     )
 
 
@@ -194,10 +196,10 @@ def set_oom_score(name: str, score: Optional[int]) -> None:
         Path(f"/proc/{process_of(name)}/oom_score_adj").write_text(str(score))
 
 
-def verify(name: str, cores: List[int], numa_node: int, vcpus: int) -> Dict[str, Any]:
+def verify(name: str, cores: List[int], numa_node: int, vcpus: int, hugepage_kb: int) -> Dict[str, Any]:
     """Compare where a guest runs with where it should; the words of any difference are returned."""
     found = pinning.observe(process_of(name))
-    said = pinning.differences(found, cores, numa_node, vcpus)
+    said = pinning.differences(found, cores, numa_node, vcpus, hugepage_kb)
     return {
         "guest": name,
         "state": "running",
@@ -206,13 +208,16 @@ def verify(name: str, cores: List[int], numa_node: int, vcpus: int) -> Dict[str,
         "pin_verified": not said,
         "pin_differences": said,
         "pages_by_node": found.pages,
+        "page_kb": found.page_kb,
     }
 
 
-def expect(connection: Any, name: str, address: str, bridge: str, evacuation: str) -> Dict[str, Any]:
-    """Prepare this host to receive a guest: directory, bridge, tap. Raises GuestError.
+def expect(
+    connection: Any, name: str, address: str, bridge: str, evacuation: str, given: List[Dict[str, str]]
+) -> Dict[str, Any]:
+    """Prepare this host to receive a guest: directory, bridge, tap, the devices that are ``given`` to it.
 
-    Asked again in the same evacuation, also after the guest has come, it leaves everything as it is.
+    Asked again in the same evacuation, also after the guest has come, it leaves everything as it is. Raises GuestError.
     """
     with guest_state.locked(name, "prepare for its arrival") as path:
         if find(connection, name) is not None:
@@ -223,11 +228,16 @@ def expect(connection: Any, name: str, address: str, bridge: str, evacuation: st
         if not Path(f"/sys/class/net/{bridge}/bridge").is_dir():
             guest_state.remove(path)
             raise GuestError(f"there is no bridge {bridge} on this host: run the role 'network'")
+        try:
+            devices.check_free(connection, given)
+        except devices.DeviceError as error:
+            guest_state.remove(path)
+            raise GuestError(f"guest {name} can't be received: {error}") from error
         # QEMU opens the file when it starts; the guest read it when it booted: its secret need not travel
         guest_state.write_private(path / "identity.json", "{}", guest_state.QEMU_USER)
         (path / "console.log").touch(mode=0o600)
         taps.allow(address)
-        guest_state.note(path, guest=name, state="expected", address=address, evacuation=evacuation)
+        guest_state.note(path, guest=name, state="expected", address=address, evacuation=evacuation, devices=given)
     return {"guest": name, "state": "expected", "changed": True}
 
 
@@ -239,22 +249,28 @@ def boot_files() -> List[str]:
 def arrived(
     connection: Any, name: str, cores: List[int], numa_node: int, oom_score_adj: Optional[int]
 ) -> Dict[str, Any]:
-    """Check that a guest has arrived here and runs as it should, and note it. Raises GuestError."""
+    """Check that a guest has arrived and runs as it should, plug its devices in, and note it. Raises GuestError."""
     with guest_state.locked(name, "verify its arrival") as path:
         domain = find(connection, name)
         if domain is None or domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
             raise GuestError(f"guest {name} does not run on this host: look at the source before anything is started")
-        known = (guest_state.read(path) or {}).get("state") == "running"
+        noted = guest_state.read(path) or {}
+        known = noted.get("state") == "running"
         if not known:
             set_oom_score(name, oom_score_adj)
+        plugged, missing = False, ""
+        try:
+            plugged = devices.plug(domain, noted.get("devices") or [])
+        except devices.DeviceError as error:  # it has moved all the same
+            missing = str(error)
         xml = domain.XMLDesc()
-        verified = verify(name, cores, numa_node, domain_xml.vcpus_of(xml))
-        if not known:
+        verified = verify(name, cores, numa_node, domain_xml.vcpus_of(xml), domain_xml.hugepage_kb_of(xml))
+        if plugged or not known:
             guest_state.write_private(path / "domain.xml", xml)
             guest_state.note(
                 path, guest=name, uuid=domain.UUIDString(), state="running", cores=cores, numa_node=numa_node
             )
-    return {**verified, "state": "moved", "changed": not known}
+    return {**verified, "state": "moved", "changed": plugged or not known, "devices_missing": missing}
 
 
 def not_expected(connection: Any, name: str) -> bool:

@@ -7,10 +7,11 @@ seconds, memory is kB as in /proc/meminfo, sizes of transfers are bytes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Type, TypeVar
+from typing import Any, Dict, List, Optional, Tuple, Type, TypeVar
 
 T = TypeVar("T")
 
@@ -18,6 +19,7 @@ POOLS = ("free", "allocated", "suspect", "defunct")
 MARKS = ("drained", "suspect", "retired")
 POLICIES = ("migrate", "checkpoint", "off")  # of a job whose host is about to fail
 ON_DEADLINE = ("migrate", "cancel")  # when not all ranks stopped in time
+ON_DEVICES = ("refuse", "unplug")  # to move guests that devices are passed through to
 RESOURCES = ("guests", "hosts")
 NOTICE_KINDS = ("move", "checkpoint")
 EVACUATION_ENDS = ("RETIRED", "MOVED", "CHECKPOINTED", "CANCELLED", "FAILED")
@@ -150,6 +152,25 @@ class RuleScore:
 
 
 @dataclass
+class Predictions:
+    """What each rule has predicted, and how often that was right."""
+
+    rules: List[RuleScore]
+    predictions: List[Prediction]
+
+
+@dataclass
+class Distribution:
+    """What was learned of an application's use in ``runs``: how often ``metric`` was in each of the bins."""
+
+    application: str
+    metric: str
+    runs: int
+    bins: int
+    counts: List[float]
+
+
+@dataclass
 class Finding:
     """What a person should know of a job or a node, and no alarm; ``ended`` when it was over.
 
@@ -195,8 +216,19 @@ class Mark:
 
 
 @dataclass
+class Device:
+    """A host's PCI device that can be passed through to a guest; the same ``kind`` does the same on every host."""
+
+    kind: str
+    address: str  # of PCI on its host, such as 0000:3b:02.1
+
+
+@dataclass
 class Host:
     """A physical node. ``numa`` maps NUMA nodes' numbers to cores, ``domains`` kinds of failure domain to names.
+
+    ``hugepages`` are those that were set aside: NUMA node -> size of a page in kB -> number of pages. They are part of
+    ``memory_kb``. ``devices`` are for guests: kind -> PCI addresses.
 
     ``pool`` and ``reason`` follow from the marks, the jobs and the leases: retired is defunct, a job makes it
     allocated, another mark suspect. A reserved spare takes the guests of evacuations alone.
@@ -213,6 +245,8 @@ class Host:
     hardware_class: str = ""  # guests move between hosts of one class
     reserved_spare: bool = False
     domains: Dict[str, str] = field(default_factory=dict)  # e.g. {"rack": "r1", "psu": "p3"}
+    hugepages: Dict[str, Dict[str, int]] = field(default_factory=dict)
+    devices: Dict[str, List[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -230,11 +264,14 @@ class Guest:
     cores: List[int]
     numa_node: int
     user: str
-    state: str = "booting"  # booting | warm | assigned (is being told its user and job) | ready | lost
+    # booting | warm | relocating (to a host of its job) | assigned (is being told its user and job) | ready | lost
+    state: str = "booting"
     job: Optional[str] = None
     image: str = ""  # digest of the system image it booted
     hardware_class: str = ""  # of the host it booted on: where its CPU is known to work
     idle_since: Optional[float] = None  # when its last job ended
+    hugepage_kb: int = 0  # size of the pages that back its memory; 0: ordinary ones
+    devices: List[Device] = field(default_factory=list)  # of its host, passed through to it
 
 
 @dataclass
@@ -259,6 +296,9 @@ class JobRequest:
     resource: str = ""  # of RESOURCES; empty: the site's choice, by the expected time
     expected_s: Optional[float] = None  # how long the job will run
     on_deadline: str = ""  # of ON_DEADLINE; empty: the site's
+    guest_hugepage_kb: Optional[int] = None  # 0: ordinary pages; None: the site's
+    guest_devices: List[str] = field(default_factory=list)  # kinds of what is passed through to each guest
+    on_devices: str = ""  # of ON_DEVICES; empty: the site's
 
 
 @dataclass
@@ -282,12 +322,59 @@ class Job:
 
 
 @dataclass
+class JobAlive:
+    """A job's client is there, and asks for the job once its state is not ``state``, or after ``timeout`` seconds."""
+
+    state: str = ""
+    timeout: float = 0.0
+
+
+@dataclass
+class JobStarted:
+    """A job's client says what it runs in the job's guests."""
+
+    command: List[str] = field(default_factory=list)
+
+
+@dataclass
+class JobEnded:
+    """A job's client says how its program ended; ``exit_status`` is null where there is none."""
+
+    exit_status: Optional[int] = None
+    message: str = ""
+
+
+@dataclass
+class Assigned:
+    """A warm guest has its user, or ``error`` says why not."""
+
+    error: str = ""
+
+
+@dataclass
+class Reason:
+    """Why something is done, for the people who will ask."""
+
+    reason: str = ""
+
+
+@dataclass
+class Cause:
+    """Why a host is marked, and for which evacuation and job if it is for one."""
+
+    reason: str = ""
+    evacuation: str = ""
+    job: str = ""
+
+
+@dataclass
 class LeaseRequest:
     """Asks for a host that an evacuation's guests can move to; asked again, the same lease is renewed.
 
     A free host is given, never one of ``avoid_hosts`` or of a failure domain (``rack=r1``) of ``avoid_domains``. With
-    ``host`` that one alone will do. Where no free host is left, one that an evacuation of ``beside`` has leased may be
-    shared; with ``pack`` it is an allocated host of the guests' job that has room for them.
+    ``host`` that one alone will do, with ``packed_onto`` those. Where no free host is left, one that an evacuation of
+    ``beside`` has leased may be shared; with ``pack`` it is an allocated host of the guests' job that has room for
+    them, or several of these.
     """
 
     evacuation: str
@@ -297,26 +384,56 @@ class LeaseRequest:
     beside: List[str] = field(default_factory=list)
     pack: bool = False
     host: str = ""
+    packed_onto: List[str] = field(default_factory=list)
 
 
 @dataclass
 class Lease:
-    """A spare held for an evacuation until ``expires``."""
+    """A spare held for an evacuation until ``expires``.
+
+    ``packed_onto`` are all hosts, ``host`` among them, where no single one has room for all guests.
+    """
 
     id: str
     host: str
     evacuation: str
     expires: float
+    packed_onto: List[str] = field(default_factory=list)
+
+
+@dataclass
+class PlacementRequest:
+    """Asks for cores for guests on a host."""
+
+    guests: List[str]
+    host: str
 
 
 @dataclass
 class Placement:
-    """Where one guest is to run, or runs: ``cores`` are of NUMA node ``numa_node`` of ``host``."""
+    """Where one guest is to run, or runs: ``cores`` are of NUMA node ``numa_node`` of ``host``, as are ``devices``."""
 
     guest: str
     host: str
     cores: List[int]
     numa_node: int
+    devices: List[Device] = field(default_factory=list)
+
+
+@dataclass
+class RelocationRequest:
+    """Asks that guests without ranks move to the hosts of the job that takes them; ``id`` is the asker's."""
+
+    id: str
+    job: str
+    placements: List[Placement]
+
+
+@dataclass
+class Commit:
+    """Says that the guests of a lease's evacuation now run where they were placed."""
+
+    placements: List[Placement]
 
 
 @dataclass
@@ -368,6 +485,7 @@ class Notice:
     ``kind`` is that of the epoch: with ``checkpoint`` the application is to write a checkpoint, nothing moves, and the
     affected guests are those that are in danger. ``arrivals`` are for the agents: what to check before ranks run on.
     ``source`` and ``destination`` are the host that is left and the new one, for the line in the job's output.
+    The ``affected`` of a job on hosts without guests are hosts; ``owner`` tells their agents the job's user and group.
     """
 
     job: str
@@ -380,11 +498,14 @@ class Notice:
     arrivals: List[Arrival] = field(default_factory=list)
     source: str = ""
     destination: str = ""
+    owner: List[int] = field(default_factory=list)  # uid, gid
 
 
 @dataclass
 class GuestReport:
     """A guest's agent speaks for its ranks (how many live ones are registered), and of guests that have moved.
+
+    So does the agent of a host that a job has without guests.
 
     ``ready``: all ranks have stopped at the barrier (of a notice of kind ``checkpoint``: each has written its
     checkpoint). ``resumed``: all run again. ``root``: this guest has moved, and its root file system answers.
@@ -417,6 +538,22 @@ class Migration:
     error: str = ""
     address: str = ""  # the guest's: its tap on the destination may speak with it
     attempt: int = 1  # of the evacuation; a guest that stayed moves in a later one
+    devices: List[Device] = field(default_factory=list)  # of the destination, plugged in there
+
+
+@dataclass
+class Relocation:
+    """The moves of guests that no ranks run in yet; ``ended`` once it is known where each of them is.
+
+    Their states are then ``moved``, ``failed`` (it stayed where it was) or ``running`` (where it is is not clear).
+    """
+
+    id: str
+    job: str
+    migrations: List[Migration]
+    begun: float
+    ended: Optional[float] = None
+    error: str = ""
 
 
 @dataclass
@@ -431,7 +568,10 @@ class Step:
 
 @dataclass
 class GuestPlan:
-    """What is expected of one guest's move. ``devices`` are passed through to it and can't move."""
+    """What is expected of one guest's move. ``devices`` of the source are passed through to it and can't move.
+
+    Of a job on hosts without guests it is the host, and nothing moves.
+    """
 
     guest: str
     memory_kb: int
@@ -459,6 +599,7 @@ class Evacuation:
     """All guests of a job leave a host. States: docs/evacuations.md.
 
     ``attempt`` counts the spares that were tried; ``failed_spares`` are those that were given up, with the reason.
+    ``packed_onto`` are all hosts that guests go to, the ``spare`` among them, where that is not one alone.
     ``cancel`` is why it is to end before its guests move, from the moment on at which that was granted.
     """
 
@@ -482,6 +623,15 @@ class Evacuation:
     cancel: str = ""
     needs_confirmation: bool = False
     confirmed_by: str = ""
+    packed_onto: List[str] = field(default_factory=list)
+
+
+@dataclass
+class EvacuationRequest:
+    """An operator's order that guests leave a host, or all hosts of a failure domain (``rack=r1``)."""
+
+    host: str
+    reason: str = ""
 
 
 @dataclass
@@ -533,8 +683,20 @@ class Gate:
 
 
 def to_dict(message: Any) -> Dict[str, Any]:
-    """Return a message as plain dicts and lists, ready for JSON."""
-    return dataclasses.asdict(message)
+    """Return a message as plain dicts and lists, ready for JSON; nothing of it is shared with the message."""
+    return typing.cast(Dict[str, Any], _encode(message))
+
+
+def _encode(value: Any) -> Any:
+    """As dataclasses.asdict, which takes thrice as long: a whole membership is written and read all the time."""
+    if isinstance(value, (str, int, float, type(None))):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_encode(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _encode(one) for key, one in value.items()}
+    kind: Any = type(value)
+    return {name: _encode(getattr(value, name)) for name in _fields(kind)[0]}
 
 
 def from_dict(cls: Type[T], data: Any) -> T:
@@ -566,19 +728,28 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
         return float(data)
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
         raise ValueError(f"{where}: {kind.__name__} is needed, not {data!r}")
+    if kind is str and any("\ud800" <= letter <= "\udfff" for letter in data):  # JSON can say it, nothing can write it
+        raise ValueError(f"{where}: {data!r} is no Unicode text")
     return data
 
 
 def _decode_dataclass(kind: Any, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{where}: an object is needed, not {type(data).__name__}")
-    hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(data) - set(known))
+    hints, required = _fields(kind)
+    unknown = sorted(set(data) - set(hints))
     if unknown:
-        raise ValueError(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(known)}")
-    for name, f in known.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in data:
+        raise ValueError(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(hints)}")
+    for name in required:
+        if name not in data:
             raise ValueError(f"{where}: field {name!r} is missing")
     return kind(**{name: _decode(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+
+
+@functools.cache
+def _fields(kind: Any) -> Tuple[Dict[str, Any], Tuple[str, ...]]:
+    """A message's fields with their types, and those without a default; evaluating annotations takes its time."""
+    hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
+    missing = dataclasses.MISSING
+    required = (f.name for f in fields if f.default is missing and f.default_factory is missing)
+    return {f.name: hints[f.name] for f in fields}, tuple(required)

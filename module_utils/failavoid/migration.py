@@ -15,12 +15,13 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
-from . import domain_xml, guest_state, guests, names
+from . import devices, domain_xml, guest_state, guests, hugepages, names
 from .guests import GuestError
+from .moves import LEAST_LIMIT_S, Limits, Move, Record
 
 try:
     import libvirt
@@ -32,54 +33,9 @@ LIBVIRT_TLS_PORT = 16514
 POLL_S = 0.05
 WATCH_S = 0.2
 CONNECT_S = 5.0
-LEAST_LIMIT_S = 120.0
+PREPARE_S_PER_GIB = 2.0  # of silence at the beginning: the destination clears hugepages before anything comes
 ENDED = ("moved", "failed", "cancelled")
 KEPT_RECORDS = 100  # of evacuations that have ended; the controller's journal keeps what became of them
-
-
-@dataclass
-class Limits:
-    """How many guests move at once, and when a move is given up.
-
-    ``stall_s``: nothing was sent for so long. ``seconds_per_gib``: of the guest's memory; a fixed limit would end
-    healthy moves of large guests.
-    """
-
-    parallel: int = 8
-    stall_s: float = 60.0
-    seconds_per_gib: float = 120.0
-
-
-@dataclass
-class Move:
-    """One guest's move, and what is known of it; the names are those of messages.Migration."""
-
-    guest: str
-    source: str
-    destination: str
-    destination_address: str
-    cores: List[int]
-    numa_node: int
-    state: str = "planned"  # planned | running | moved | failed | cancelled
-    elapsed_s: Optional[float] = None
-    downtime_ms: Optional[float] = None
-    bytes: Optional[int] = None
-    memory_bps: Optional[int] = None
-    iterations: Optional[int] = None
-    remaining: Optional[int] = None  # bytes still to send, while it runs
-    error: str = ""
-
-
-@dataclass
-class Record:
-    """All moves of one evacuation from this host, as the file holds them."""
-
-    evacuation: str
-    moves: List[Move]
-    limits: Limits = field(default_factory=Limits)
-    process: int = 0
-    began: float = 0.0
-    ended: Optional[float] = None
 
 
 def record_path(evacuation: str) -> Path:
@@ -107,19 +63,32 @@ def preflight(connection: Any, moves: List[Move], boot_files: Dict[str, List[str
 
     ``boot_files`` is what guests can boot on a destination, by its name; destinations it does not name are not checked.
     """
+    definitions = {}
     for move in moves:
         domain = guests.find(connection, move.guest)
         if domain is None or domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
             raise GuestError(f"guest {move.guest} does not run on this host: nothing is moved")
+        xml = definitions[move.guest] = domain.XMLDesc()
         held = boot_files.get(move.destination)
-        missing = [path for path in domain_xml.boot_files(domain.XMLDesc()) if held is not None and path not in held]
+        missing = [path for path in domain_xml.boot_files(xml) if held is not None and path not in held]
         if missing:
             raise GuestError(
                 f"guest {move.guest} boots {' and '.join(missing)}, which {move.destination} does not have: "
                 "run the role 'guest' there"
             )
-    for address in sorted({move.destination_address for move in moves}):
-        look_at(address).close()
+        try:
+            devices.check_given(move.guest, xml, guest_state.directory(move.guest), move.destination, move.devices)
+        except devices.DeviceError as error:
+            raise GuestError(str(error)) from error
+    for destination, address in sorted({(move.destination, move.destination_address) for move in moves}):
+        peer = look_at(address)
+        try:
+            coming = [(definitions[move.guest], move.numa_node) for move in moves if move.destination == destination]
+            lacking = hugepages.lacking(peer, coming)
+        finally:
+            peer.close()
+        if lacking:
+            raise GuestError(f"{destination} {'; '.join(lacking)}: nothing is moved")
 
 
 def look_at(address: str) -> Any:
@@ -217,6 +186,8 @@ def perform(record: Record) -> None:
             write_record(record)
 
     save()
+    if any(move.devices for move in record.moves):
+        devices.listen()  # before any connection is opened
     with ThreadPoolExecutor(max_workers=max(1, record.limits.parallel)) as pool:
         for move in record.moves:
             pool.submit(_move, record, move, save)
@@ -279,17 +250,25 @@ def _move(record: Record, move: Move, save: Callable[[], None]) -> None:
         else:
             with guest_state.locked(move.guest, f"migration of {record.evacuation}") as path:
                 connection = guests.connect()
-                _migrate(connection, record, move, save)
+                _migrate(connection, record, move, path, save)
                 _settle(connection, move, path)
     except Exception as error:  # every end must be in the record: there is nobody to raise it to
         move.state, move.error = "failed", move.error or str(error)
     save()
 
 
-def _migrate(connection: Any, record: Record, move: Move, save: Callable[[], None]) -> None:
+def _migrate(connection: Any, record: Record, move: Move, path: Path, save: Callable[[], None]) -> None:
     domain = guests.find(connection, move.guest)
     if domain is None:
         move.state, move.error = "failed", "it is not on this host"
+        return
+    move.state = "running"
+    save()
+    try:
+        if move.devices:
+            devices.unplug(domain, path, record.limits.unplug_s, lambda: is_aborted(record.evacuation))
+    except devices.DeviceError as error:
+        move.state, move.error = "cancelled" if is_aborted(record.evacuation) else "failed", str(error)
         return
     pinned = domain_xml.destination_xml(
         domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE), move.cores, move.numa_node
@@ -298,13 +277,16 @@ def _migrate(connection: Any, record: Record, move: Move, save: Callable[[], Non
     # QEMU's emulation misses what a guest writes while its memory is on its way (docs/testbed.md): it stands still
     if not domain_xml.is_emulated(pinned):
         flags |= libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_AUTO_CONVERGE
-    parameters = {
+    parameters: Dict[str, Any] = {
         libvirt.VIR_MIGRATE_PARAM_URI: f"tcp:{move.destination_address}",
         libvirt.VIR_MIGRATE_PARAM_LISTEN_ADDRESS: move.destination_address,
         libvirt.VIR_MIGRATE_PARAM_DEST_XML: pinned,
     }
-    move.state = "running"
-    save()
+    if record.limits.connections > 1:
+        flags |= libvirt.VIR_MIGRATE_PARALLEL
+        parameters[libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] = record.limits.connections
+    if record.limits.bandwidth_mib_s:
+        parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = record.bandwidth_mib_s()
     over = threading.Event()
     watcher = _Watcher(record, move, over, save)
     watcher.start()
@@ -346,8 +328,9 @@ class _Watcher(threading.Thread):
         domain = guests.find(guests.connect(), self._move.guest)
         if domain is None:
             return
-        limits = self._record.limits
-        limit = max(LEAST_LIMIT_S, limits.seconds_per_gib * domain.maxMemory() / 1024**2)
+        memory_kb = domain.maxMemory()
+        limit, stall_s = self._record.limit_s(memory_kb), self._record.limits.stall_s
+        prepare_s = stall_s + PREPARE_S_PER_GIB * memory_kb / 1024**2
         began = moved_on = time.monotonic()
         sent = -1
         while not self._over.wait(WATCH_S):
@@ -360,8 +343,8 @@ class _Watcher(threading.Thread):
                     self._move.remaining = remaining
                     self._save()
             now = time.monotonic()
-            if now - moved_on > limits.stall_s:
-                self.reason = f"given up after {now - began:.0f} s: nothing was sent for {limits.stall_s:.0f} s"
+            if now - moved_on > (stall_s if sent > 0 else prepare_s):
+                self.reason = f"given up after {now - began:.0f} s: nothing was sent for {now - moved_on:.0f} s"
             elif now - began > limit:
                 self.reason = f"given up after {now - began:.0f} s: too long for a guest of its size"
             if self.reason or is_aborted(self._record.evacuation):
@@ -389,6 +372,7 @@ def _settle(connection: Any, move: Move, path: Path) -> None:
             if move.state != "cancelled":
                 move.state = "failed"
             move.error = move.error or "libvirt reports success, but the guest still runs here"
+            _put_back_devices(here, move, path)
         else:
             where = f"is {_seen(here)} on {move.source} and {_seen(there)} on {move.destination}"
             move.state, move.error = "failed", _ambiguous(move, where)
@@ -402,6 +386,7 @@ def _settle_alone(connection: Any, move: Move, path: Path, error: str) -> None:
         if move.state != "cancelled":
             move.state = "failed"
         move.error = f"it runs on {move.source} still; {move.error or 'libvirt reported no error'}; {error}"
+        _put_back_devices(guests.find(connection, move.guest), move, path)
     elif move.state == "running" and guests.find(connection, move.guest) is None:
         # libvirt gives a guest up only after the destination has confirmed that it runs there
         move.state, move.error = "moved", error
@@ -434,6 +419,14 @@ def _statistics(domain: Any, move: Move) -> None:
         move.remaining = None
         if stats.get("time_elapsed"):
             move.elapsed_s = stats["time_elapsed"] / 1000
+
+
+def _put_back_devices(domain: Any, move: Move, path: Path) -> None:
+    """Give a guest that stayed its devices again; that it can't be is told with the move."""
+    try:
+        devices.put_back(domain, path)
+    except devices.DeviceError as error:
+        move.error = f"{move.error}; {error}"
 
 
 def _pin_again(domain: Any, state: Dict[str, Any]) -> None:

@@ -8,41 +8,66 @@ from pathlib import Path
 from typing import Dict, List, Set
 
 _VCPU = re.compile(r"CPU (\d+)/")
+_PAGE_KB = 4
 
 
 @dataclass
 class Pinning:
-    """What the kernel says of a guest's process: cores by vCPU, memory policy, pages by NUMA node."""
+    """What the kernel says of a guest's process: cores by vCPU, memory policy, pages by NUMA node and their size.
+
+    ``emulator_cores`` are those that QEMU's other threads may run on.
+    """
 
     vcpu_cores: Dict[int, List[int]] = field(default_factory=dict)
+    emulator_cores: Set[int] = field(default_factory=set)
     policies: List[str] = field(default_factory=list)
     pages: Dict[int, int] = field(default_factory=dict)
+    page_kb: int = _PAGE_KB
 
 
 def observe(pid: int, proc: Path = Path("/proc")) -> Pinning:
-    """Read vCPU threads' affinity and the largest mapping's pages (the guest's memory) of process ``pid``."""
+    """Read the threads' affinity and the largest mapping's pages (the guest's memory) of process ``pid``.
+
+    The mapping's pages are counted in its own size, which numa_maps gives since Linux 3.15 (proc(5)).
+    """
     found = Pinning()
     for task in (proc / str(pid) / "task").iterdir():
-        vcpu = _VCPU.match((task / "comm").read_text())
+        try:
+            vcpu, allowed = _VCPU.match((task / "comm").read_text()), _allowed(task / "status")
+        except (FileNotFoundError, ProcessLookupError):  # QEMU's workers come and go
+            continue
         if vcpu:
-            found.vcpu_cores[int(vcpu[1])] = _allowed(task / "status")
-    largest = 0
+            found.vcpu_cores[int(vcpu[1])] = allowed
+        else:
+            found.emulator_cores.update(allowed)
+    largest_kb = 0
     for line in (proc / str(pid) / "numa_maps").read_text().splitlines():
         words = line.split()
-        pages = {int(n[1:]): int(count) for n, _, count in (w.partition("=") for w in words) if _is_node(n)}
-        if sum(pages.values()) > largest:
-            largest = sum(pages.values())
-            found.policies, found.pages = [words[1]], pages
+        given = [(name, value) for name, _, value in (word.partition("=") for word in words)]
+        pages = {int(name[1:]): int(count) for name, count in given if _is_node(name)}
+        page_kb = next((int(value) for name, value in given if name == "kernelpagesize_kB"), _PAGE_KB)
+        if sum(pages.values()) * page_kb > largest_kb:
+            largest_kb = sum(pages.values()) * page_kb
+            found.policies, found.pages, found.page_kb = [words[1]], pages, page_kb
     return found
 
 
-def differences(found: Pinning, cores: List[int], numa_node: int, vcpus: int) -> List[str]:
-    """Say in words where a guest does not run as it should; an empty list if it does."""
+def differences(found: Pinning, cores: List[int], numa_node: int, vcpus: int, hugepage_kb: int = 0) -> List[str]:
+    """Say in words where a guest does not run as it should; an empty list if it does.
+
+    ``hugepage_kb`` is the size of the pages that its memory should lie on, 0 for ordinary ones.
+    """
     said = []
     for vcpu in range(vcpus):
         should = [cores[vcpu % len(cores)]]
         if found.vcpu_cores.get(vcpu) != should:
             said.append(f"vCPU {vcpu} may run on cores {found.vcpu_cores.get(vcpu)}, not {should}")
+    if not found.emulator_cores <= set(cores):
+        said.append(
+            f"QEMU's other threads may run on cores {sorted(found.emulator_cores)}, not {sorted(set(cores))} alone"
+        )
+    if hugepage_kb and found.page_kb != hugepage_kb:
+        said.append(f"memory lies on pages of {found.page_kb} kB, not of {hugepage_kb} kB")
     bound: Set[str] = {policy for policy in found.policies if policy.split(":")[0] in ("bind", "membind")}
     if not bound or any(policy.split(":")[1] != str(numa_node) for policy in bound):
         said.append(f"memory has policy {', '.join(found.policies) or 'none'}, not bind:{numa_node}")

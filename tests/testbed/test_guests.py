@@ -111,6 +111,39 @@ def test_guests_are_preferred_by_the_oom_killer_only_as_far_as_the_inventory_say
     assert int(scores) == hand.site.hosts[host].get("guest_oom_score_adj", 0)
 
 
+@pytest.mark.parametrize("vcpus", [2, 4])
+def test_every_vcpu_of_a_larger_guest_has_its_core_and_qemus_other_threads_the_guests_cores(hand, host, vcpus):
+    name = f"hand-6-{vcpus}"
+    hand.clear(name)
+    try:
+        started = hand.launch(host, hand.describe(name, 249, vcpus=vcpus, cores=[0, 1]))
+        assert started.failures == []
+        (told,) = said(started, host, START)["guests"]
+        assert (told["pin_verified"], told["pin_differences"]) == (True, [])
+        allowed = hand.shell(
+            host,
+            f"""for task in /proc/$(cat /run/libvirt/qemu/{name}.pid)/task/*; do
+            echo "$(cat $task/comm):$(grep Cpus_allowed_list $task/status | cut -f2)"; done""",
+        ).splitlines()
+        by_vcpu = {line.split("/")[0]: line.rsplit(":", 1)[1] for line in allowed if line.startswith("CPU ")}
+        assert by_vcpu == {f"CPU {number}": str(number % 2) for number in range(vcpus)}
+        others = {line.rsplit(":", 1)[1] for line in allowed if not line.startswith("CPU ")}
+        assert others <= {"0-1", "0", "1"}
+        assert hand.run(name, "nproc").strip() == str(vcpus)
+    finally:
+        hand.clear(name)
+
+
+def test_a_guest_on_hugepages_does_not_start_where_none_are_set_aside(hand, host):
+    facts = json.loads(hand.site.run(host, "cat", "/etc/failavoid/host.json"))
+    assert facts["hugepages"] == {}, "this test is for a testbed without hugepages"
+    hand.clear("hand-7")
+    refused = hand.launch(host, hand.describe("hand-7", 250, hugepage_kb=2048))
+    assert "guest hand-7 could not be started" in refused.failures[0]
+    assert "hand-7" not in hand.domains(host)
+    assert "hand-7" not in hand.site.run(host, "ls", DIRECTORIES)
+
+
 def test_started_again_nothing_changes(hand, host):
     again = hand.launch(host, hand.guests[ONE], hand.guests[TWO])
     assert again.failures == []

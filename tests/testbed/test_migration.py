@@ -324,6 +324,61 @@ def test_a_move_that_is_given_up_leaves_the_guests_pinned_where_they_were(hand, 
     stayed(hand, there, ONE, TWO)
 
 
+# Has a guest give up its virtual source of random numbers, a PCI device that its kernel uses, as if it were passed
+# through, and gives it back: there are no devices to pass through in a testbed.
+UNPLUG = """
+import sys, xml.etree.ElementTree as ET
+sys.path.insert(0, "/opt/failavoid/lib")
+from failavoid.shared import devices, domain_xml, guest_state, guests
+
+def passed_through(xml):
+    return {"pci 0000:3b:02.1": ET.tostring(rng, encoding="unicode") for rng in ET.fromstring(xml).iter("rng")}
+
+domain_xml.passed_through = passed_through
+devices.listen()
+domain = guests.find(guests.connect(), sys.argv[1])
+with guest_state.locked(sys.argv[1], "a test") as path:
+    for act in sys.argv[2:]:
+        if act == "unplug":
+            devices.unplug(domain, path, 60, lambda: False)
+        else:
+            devices.put_back(domain, path)
+        print(len(passed_through(domain.XMLDesc())), len(devices.unplugged(path)))
+"""
+
+
+def test_a_guest_gives_up_a_device_while_it_runs_and_gets_it_again(hand, ends):
+    here, _ = ends
+    seen = hand.site.run(here, "python3", "-c", UNPLUG, ONE, "unplug", "unplug", "put back", "put back")
+    assert seen.splitlines() == ["0 1", "0 1", "1 0", "1 0"]
+    # 4 is the number of such a device on the virtio bus, as the guest's kernel sees it
+    assert "0x0004" in hand.run(ONE, "sh", "-c", "cat /sys/bus/virtio/devices/*/device").split()
+
+
+def test_a_guest_whose_device_was_taken_moves_only_where_it_gets_another(hand, ends):
+    here, there = ends
+    hand.site.run(here, "python3", "-c", UNPLUG, ONE, "unplug")
+    try:
+        refused = hand.move(name(hand, "no-device"), there, ONE)
+        assert f"and {there} is to give it none" in refused.failures[0]
+        words = hand.moves(name(hand, "unknown-device"), there, ONE)
+        words["migrate_guests"][0]["devices"] = [{"kind": "ib-vf", "address": "0000:77:00.0"}]
+        refused = hand.play("migrate.yml", **words)
+        assert "there is no PCI device 0000:77:00.0 (ib-vf) here" in refused.failures[0]
+        stayed(hand, there, ONE)
+    finally:
+        hand.site.run(here, "python3", "-c", UNPLUG, ONE, "put back")
+
+
+def test_memory_goes_over_several_connections_within_the_bandwidth_that_is_set(hand, ends):
+    here, there = ends
+    result = hand.move(name(hand, "wide"), there, ONE, migrate_connections=4, migrate_bandwidth_mib_s=512)
+    assert result.failures == []
+    moved(hand, there, ONE)
+    assert hand.move(name(hand, "wide-back"), here, ONE).failures == []
+    moved(hand, here, ONE)
+
+
 def test_memory_is_never_sent_in_the_clear(hand, ends):
     here, there = ends
     address = hand.site.hosts[there]["ansible_host"]

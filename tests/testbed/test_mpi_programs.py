@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +11,9 @@ from failavoid.demo.observe import Services, wait_until
 from failavoid.demo.site import Site
 from tests.mpi.installations import HERE, OPENMPI4, Builds
 from tests.testbed.long_job import BOOT_S, MOVE_S
+from tests.testbed.mpi_program import barriers, uploaded
 from tests.testbed.test_evacuation import ended, host_of, order
-from tests.testbed.test_jobs import HOME, USER, start
+from tests.testbed.test_jobs import start
 
 TWO_HOSTS = ("--hosts", "2", "--guests-per-host", "1", "--guest-memory", "288MiB")
 
@@ -26,21 +25,13 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
 
 @pytest.fixture(params=["c", "fortran"])
 def folder(request: pytest.FixtureRequest, site: Site, builds: Builds) -> Iterator[str]:
-    """The folder of a program that runs until `stop` is in it, in the user's home as head and guests see it.
-
-    Each program has one of its own: for a while the NFS server goes by what it saw under a name before.
-    """
-    folder = f"{HOME}/mpi-program-{time.time_ns()}"
+    """The folder of a program that runs until `stop` is in it."""
     if request.param == "c":
         binary = builds.c(OPENMPI4, HERE / "programs.c")
     else:
         binary = builds.fortran(OPENMPI4, HERE / "loop_mpi_f08.f90")
-    site.run(site.head, "install", "-d", "-o", USER, folder)
-    with Path(binary).open("rb") as file:
-        command = ["sh", "-c", f"cat >{folder}/program && chmod 0755 {folder}/program"]
-        subprocess.run(site.ssh(site.head, *command), stdin=file, check=True)
-    yield folder
-    site.run(site.head, "rm", "-rf", folder)
+    with uploaded(site, binary) as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -72,9 +63,3 @@ def test_a_program_computes_on_while_its_guest_moves(site, services, folder, job
     lines = [line for line in errors.splitlines() if f"failavoid: job {ident}: guest" in line]
     assert len(lines) == 1, errors
     assert f"guest {told.migrations[0].guest} moved" in lines[0]
-
-
-def barriers(site: Site, folder: str, rank: int) -> int:
-    """The number of barriers that a rank has left, from the file it writes."""
-    said = site.run(site.head, "od", "-An", "-tu8", f"{folder}/{rank}", check=False).split()
-    return int(said[1]) if len(said) > 1 else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Iterator
 
@@ -12,8 +11,8 @@ from failavoid.demo.observe import Services, wait_until
 from failavoid.demo.site import Site
 from failavoid.shared.messages import Host
 from tests.testbed.test_jobs import HOME, SMALL, last_job, run, start, taken, wait_for
+from tests.testbed.warm_guests import restart, warm, warm_guests
 
-SETTINGS = "/etc/failavoid/resource_manager.yml"
 STRANGER = "<domain type='qemu'><name>stranger</name><memory unit='MiB'>32</memory><os><type>hvm</type></os></domain>"
 
 
@@ -38,30 +37,8 @@ def nothing_is_left(site: Site, services: Services) -> Iterator[None]:
 @pytest.fixture
 def warm_pool(site: Site, services: Services) -> Iterator[None]:
     """Two warm guests of the size of the tests' jobs, on one host."""
-    kept = site.run(site.head, "cat", SETTINGS)
-    pool = json.dumps([{"guests": 2, "per_host": 2, "memory_kb": 288 * 1024}])
-    lines = [line for line in kept.splitlines() if not line.startswith("warm_pools:")]
-    write(site, "\n".join([*lines, f"warm_pools: {pool}"]) + "\n")
-    for guest in services.membership().guests:
-        services.resource_manager.delete(f"/guests/{guest.name}", timeout=120)
-    assert wait_until(lambda: warm(services) == 2, 300), "no warm guests"
-    yield
-    write(site, kept)
-
-
-def write(site: Site, settings: str) -> None:
-    site.run(site.head, "sh", "-c", f"cat >{SETTINGS} <<'END'\n{settings}END")
-    restart(site)
-
-
-def restart(site: Site) -> None:
-    """Restart the resource manager, and wait until it answers."""
-    site.run(site.head, "systemctl", "restart", "failavoid-resource-manager")
-    assert wait_until(lambda: site.run(site.head, "failavoid", "hosts", check=False) != "", 30)
-
-
-def warm(services: Services) -> int:
-    return sum(guest.state == "warm" for guest in services.membership().guests)
+    with warm_guests(site, services, 2):
+        yield
 
 
 @pytest.fixture

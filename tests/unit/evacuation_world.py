@@ -21,6 +21,7 @@ from failavoid.playbook_runner import PlaybookResult
 from failavoid.services import Changes
 from failavoid.shared.messages import (
     Alarm,
+    Device,
     Evidence,
     Guest,
     GuestReport,
@@ -91,8 +92,14 @@ class FakeManager:
         if path == "/leases":
             return self.lease(from_dict(LeaseRequest, body))
         if path == "/placements":
+            host = next(host for host in self.membership.hosts if host.name == body["host"])
+            guests = {guest.name: guest for guest in self.membership.guests}
             return httpx.Response(
-                200, json=[to_dict(Placement(g, body["host"], [i], 0)) for i, g in enumerate(body["guests"])]
+                200,
+                json=[
+                    to_dict(Placement(name, host.name, [core], 0, offered(host, guests.get(name))))
+                    for core, name in enumerate(body["guests"])
+                ],
             )
         if path.endswith("/suspect"):
             (self.suspected.discard if method == "DELETE" else self.suspected.add)(path.split("/")[2])
@@ -174,7 +181,7 @@ class World:
         self.manager = FakeManager()
         self.where = {g.name: {g.host: RUNNING} for g in self.manager.membership.guests}
         self.silent_hosts, self.silent_guests = set(), set()
-        self.lingers, self.last_words = False, []
+        self.lingers, self.last_words, self.drop_playbook = False, [], False
         self.fail, self.preparation_fails, self.stuck = {}, "", False
         self.playbook_runs, self.says_nothing, self.unpinned = 0, set(), set()
         self.facts, self.aborted, self.silent_agents = {}, [], set()
@@ -243,11 +250,8 @@ class World:
         result = PlaybookResult(0, "successful", Path(), {"destination": destination})
         if self.preparation_fails:
             return PlaybookResult(2, "failed", Path(), {}, [self.preparation_fails])
-        run = self.controller.run(order.evacuation)
-        while not (gate := run.gate(order.attempt)).open and not gate.cancelled and alive.is_set():
-            time.sleep(0.005)
-        if not gate.open:
-            return PlaybookResult(2, "failed", Path(), {}, ["the gate was cancelled"])
+        if order.gated and (refusal := self._wait_at_gate(order, alive)):
+            return PlaybookResult(2, "failed", Path(), {}, [refusal])
         while self.stuck and not cancelled() and order.name not in self.aborted:
             time.sleep(0.005)
         if order.name in self.aborted:
@@ -277,6 +281,14 @@ class World:
         result.failures += self.last_words
         return result
 
+    def _wait_at_gate(self, order, alive):
+        run = self.controller.run(order.evacuation)
+        while not (gate := run.gate(order.attempt)).open and not gate.cancelled and alive.is_set():
+            if self.drop_playbook:
+                return "the source is unreachable"
+            time.sleep(0.005)
+        return "" if gate.open else "the gate was cancelled"
+
     def abort(self, order):
         """Play abort.yml: nothing moves any more."""
         self.aborted.append(order.name)
@@ -290,8 +302,12 @@ class World:
 
     def say(self, state, *guests):
         for guest in guests:
-            epoch = self.around.board.notice("job-1").epoch
-            self.around.board.report(guest, GuestReport("job-1", epoch, state, 1))
+            job = self.job_of(guest)
+            epoch = self.around.board.notice(job).epoch
+            self.around.board.report(guest, GuestReport(job, epoch, state, 1))
+
+    def job_of(self, guest):
+        return next(one.job for one in self.manager.membership.guests if one.name == guest)
 
     def ranks_behave(self, *guests):
         """Let these guests' ranks find every notice and stop, and run again when released."""
@@ -300,24 +316,24 @@ class World:
     def _behave(self, guests, alive):
         said = {}
         while alive.is_set():
-            notice = self.around.board.notice("job-1")
-            closed = notice.epoch in (notice.done, notice.cancelled)
-            state = "resumed" if closed else "ready"
-            for guest in set(guests) & set(notice.affected):
-                if said.get(guest) != (notice.epoch, state):
-                    said[guest] = (notice.epoch, state)
-                    self.say(state, guest)
+            for notice in [self.around.board.notice(job.id) for job in self.manager.membership.jobs]:
+                closed = notice.epoch in (notice.done, notice.cancelled)
+                state = "resumed" if closed else "ready"
+                for guest in set(guests) & set(notice.affected):
+                    if said.get(guest) != (notice.epoch, state):
+                        said[guest] = (notice.epoch, state)
+                        self.say(state, guest)
             time.sleep(0.005)
 
     def _agents_look(self, alive):
         """Let the guests' agents tell of moved guests' root file systems, and reach them, whatever ranks do."""
         while alive.is_set():
-            notice = self.around.board.notice("job-1")
-            for arrival in notice.arrivals:
-                for guest, state in ((arrival.guest, "root"), (arrival.peer, "reached")):
-                    if guest and guest not in self.silent_agents:
-                        report = GuestReport("job-1", notice.epoch, state, 1, arrival.guest)
-                        self.around.board.report(guest, report)
+            for notice in [self.around.board.notice(job.id) for job in self.manager.membership.jobs]:
+                for arrival in notice.arrivals:
+                    for guest, state in ((arrival.guest, "root"), (arrival.peer, "reached")):
+                        if guest and guest not in self.silent_agents:
+                            report = GuestReport(notice.job, notice.epoch, state, 1, arrival.guest)
+                            self.around.board.report(guest, report)
             time.sleep(0.005)
 
     def until(self, what):
@@ -331,6 +347,11 @@ class World:
         self.until(lambda: run.evacuation.state in states)
         with self.around.changed:  # the step that led here is written down
             return run.evacuation
+
+
+def offered(host, guest):
+    """The first device of each kind that a guest needs."""
+    return [Device(device.kind, host.devices[device.kind][0]) for device in (guest.devices if guest else [])]
 
 
 def stays(migration):

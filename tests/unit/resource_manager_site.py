@@ -11,6 +11,7 @@ from failavoid.resource_manager import guests
 from failavoid.resource_manager.api import make_api
 from failavoid.resource_manager.manager import make_manager
 from failavoid.resource_manager.settings import HostSettings, Settings
+from failavoid.services import Tls
 from failavoid.shared.messages import Job, Membership, from_dict
 from failavoid.shared.tokens import mint
 
@@ -32,6 +33,7 @@ class Site:
     def __init__(self, folder, monkeypatch, hosts=4, **settings):
         image = folder / "sysimage" / "current"
         image.mkdir(parents=True, exist_ok=True)
+        (folder / "authority.pem").write_text("the site's authority\n")
         manifest = {"digest": "d1", "root": "r1", "classes": {"guest": {"init": "/init", "kernel_arguments": "quiet"}}}
         (image / "manifest.json").write_text(json.dumps(manifest))
         self.settings = Settings(
@@ -39,12 +41,18 @@ class Site:
             head_address="10.0.0.100",
             guest_network="10.0.2.0/24",
             prefix=16,
+            tls=Tls(authority=str(folder / "authority.pem")),
             state=str(folder / "state"),
             sysimage=str(folder / "sysimage"),
             **{"share_cores": True, **settings},
         )
         self.running = {f"10.0.0.{n}": {} for n in range(1, hosts + 1)}
         self.silent, self.calls, self.fail, self.unheard = set(), [], {}, {}
+        self.relocations, self.stay, self.unknown = (
+            [],
+            set(),
+            set(),
+        )  # asked for; guests that don't move, or nobody knows
         self.hold = threading.Event()
         self.hold.set()
         monkeypatch.setattr(guests, "run_playbook", self.play)
@@ -54,7 +62,9 @@ class Site:
         """Begin a life of the service; one before is forgotten as kill -9 would."""
         if hasattr(self, "watch"):
             self.watch._pool.shutdown(wait=False)
-        self.manager = make_manager(self.settings, SECRET, self.look, lambda host: self.unheard.get(host, ""))
+        self.manager = make_manager(
+            self.settings, SECRET, self.look, lambda host: self.unheard.get(host, ""), self.relocate
+        )
         self.store, self.watch = self.manager.store, self.manager.watch
         self.api = TestClient(make_api(self.manager))
 
@@ -62,6 +72,22 @@ class Site:
         if address in self.silent:
             return None
         return {uuid: guest["name"] for uuid, guest in self.running[address].items()}
+
+    def why_unheard(self, host):
+        return self.unheard.get(host, "")
+
+    def relocate(self, request):
+        """Play the controller."""
+        self.relocations.append(request)
+        names = {guest.name: guest for guest in self.store.membership().guests}
+        ends = {}
+        for placed in request.placements:
+            guest = names[placed.guest]
+            source, destination = self.running[self.address(guest.host)], self.running[self.address(placed.host)]
+            ends[guest.name] = "failed" if guest.name in self.stay else "moved"
+            if ends[guest.name] == "moved" and guest.uuid in source:
+                destination[guest.uuid] = source.pop(guest.uuid)
+        return {name: end for name, end in ends.items() if name not in self.unknown}
 
     def address(self, host):
         return f"10.0.0.{host[4:]}"

@@ -11,10 +11,10 @@ from fastapi.testclient import TestClient
 
 from failavoid.controller.api import build_app
 from failavoid.controller.connections import keep_connections
-from failavoid.controller.playbooks import MoveOrder, variables
+from failavoid.controller.playbooks import MoveOrder, Playbooks, variables
 from failavoid.controller.settings import Settings
 from failavoid.services import SettingsError, load_settings
-from failavoid.shared.messages import Alarm, Evacuation, Evidence, GuestReport, Host, Migration, to_dict
+from failavoid.shared.messages import Alarm, Device, Evacuation, Evidence, GuestReport, Host, Migration, to_dict
 from failavoid.shared.tokens import mint
 
 SECRET = b"s" * 48
@@ -112,10 +112,10 @@ def test_an_operator_evacuates_a_host_and_may_take_it_back(api, world):
     ("body", "status", "word"),
     [
         ({"host": "host9", "reason": ""}, 404, "no host host9"),
-        ({"host": "host5", "reason": ""}, 409, "no job has guests"),
+        ({"host": "host5", "reason": ""}, 409, "no job is on host5"),
         ({"host": "Host 1", "reason": ""}, 422, "not allowed"),
-        ({"reason": "x"}, 422, "not allowed"),
-        (["host1"], 422, "asked for with"),
+        ({"reason": "x"}, 422, "'host' is missing"),
+        (["host1"], 422, "an object is needed"),
     ],
 )
 def test_an_order_that_cannot_be_carried_out_says_why(api, body, status, word):
@@ -172,7 +172,8 @@ def test_a_guest_without_a_job_is_told_nothing_until_it_has_one(api, world):
 
 def test_a_guest_speaks_for_itself_alone(api):
     assert api.get("/guests/guest2/notice", headers=guest(1)).status_code == 403
-    assert api.post("/guests/guest2/report", json={}, headers=guest(1)).status_code == 403
+    said = to_dict(GuestReport("job-1", 1, "ready", 1))
+    assert api.post("/guests/guest2/report", json=said, headers=guest(1)).status_code == 403
 
 
 def test_the_token_of_an_earlier_guest_of_the_same_name_is_worth_nothing(api):
@@ -284,10 +285,11 @@ def test_hosts_that_cannot_be_reached_are_named_before_they_have_to_be_evacuated
     ("text", "complaint"),
     [
         ("port: 7413\n", "'url' is missing"),
-        ("url: 10.77.0.1:7413\n", "line 1.*give it as http://"),
-        ("url: http://h:1\nlimits: {on_deadline: pray}\n", "use one of migrate, cancel"),
-        ("url: http://h:1\nlimits:\n  retry_s: -1\n", "line 3.*retry_s.*from 0"),
-        ("url: http://h:1\nlimits: {gather: 1}\n", "unknown field 'gather'"),
+        ("url: 10.77.0.1:7413\n", "line 1.*give it as https://"),
+        ("url: http://10.77.0.1:7413\n", "line 1.*give it as https://"),
+        ("url: https://h:1\nlimits: {on_deadline: pray}\n", "use one of migrate, cancel"),
+        ("url: https://h:1\nlimits:\n  retry_s: -1\n", "line 3.*retry_s.*from 0"),
+        ("url: https://h:1\nlimits: {gather: 1}\n", "unknown field 'gather'"),
     ],
 )
 def test_a_bad_setting_is_refused_by_name(tmp_path, text, complaint):
@@ -298,7 +300,8 @@ def test_a_bad_setting_is_refused_by_name(tmp_path, text, complaint):
 
 def test_the_playbook_is_given_checked_words_only():
     hosts = {"host4": Host("host4", "10.0.0.4")}
-    move = Migration("g1", "host1", "host4", [2], 1, address="10.0.1.1")
+    vf = Device("ib-vf", "0000:5e:00.1")
+    move = Migration("g1", "host1", "host4", [2], 1, address="10.0.1.1", devices=[vf])
     order = MoveOrder("e-1", 2, [move], hosts)
     assert variables(order, "http://10.0.0.1:7413") == {
         "evacuation": "e-1-a2",
@@ -311,6 +314,7 @@ def test_the_playbook_is_given_checked_words_only():
                 "destination_address": "10.0.0.4",
                 "cores": [2],
                 "numa_node": 1,
+                "devices": [{"kind": "ib-vf", "address": "0000:5e:00.1"}],
             }
         ],
         "migrate_gate_url": "http://10.0.0.1:7413/evacuations/e-1/gate/2",
@@ -318,3 +322,12 @@ def test_the_playbook_is_given_checked_words_only():
     hosts["host4"].address = "{{ lookup('pipe', 'id') }}"
     with pytest.raises(ValueError, match="not allowed"):
         variables(order, "http://10.0.0.1:7413")
+    hosts["host4"].address, vf.kind = "10.0.0.4", "{{ x }}"
+    with pytest.raises(ValueError, match=r"device kind name .* is not allowed"):
+        variables(order, "http://10.0.0.1:7413")
+
+
+def test_the_time_of_a_playbook_grows_with_the_memory_that_moves(tmp_path):
+    playbooks = Playbooks(tmp_path / "hosts.yml", tmp_path, "http://10.0.0.1:7413", 360.0, 120.0)
+    assert playbooks.limit_s(MoveOrder("e-1", 1, [], {})) == 360.0
+    assert playbooks.limit_s(MoveOrder("e-1", 1, [], {}, memory_kb=2 * 512 * 2**20)) == 360.0 + 120.0 * 1024

@@ -12,7 +12,7 @@ from failavoid.controller.controller import RequestError
 from failavoid.controller.libvirt_view import RUNNING, GuestFacts
 from failavoid.controller.limits import Policy
 from failavoid.playbook_runner import PlaybookResult
-from failavoid.shared.messages import Alarm, Evidence, Guest, Job, MoveProgress
+from failavoid.shared.messages import Alarm, Device, Evidence, Guest, Job, MoveProgress
 
 
 @pytest.fixture
@@ -228,6 +228,23 @@ def test_a_host_is_left_by_the_guests_of_all_its_jobs(world):
         world.controller.order("host1", "again", "ada")
 
 
+def test_two_jobs_leave_one_host_each_by_its_own_barrier_and_the_host_is_retired_once_both_are_gone(world):
+    with_second_job(world)
+    world.stuck = True
+    evacuations = world.controller.order("host1", "fan is loud", "ada")
+    world.ranks_behave()
+    for one in evacuations:
+        world.until_state(one, "MIGRATING")
+    assert [one.epoch for one in evacuations] == [1, 1]  # each job counts its own
+    world.stuck = False
+    first, second = (world.until_state(one, "RETIRED") for one in evacuations)
+    assert {m.guest for m in first.migrations} == {"guest1", "guest2"}
+    assert {m.guest for m in second.migrations} == {"guest7"}
+    assert not any("host1" in places for places in world.where.values())
+    assert set(world.manager.retired) == {"host1"}
+    assert world.manager.leases == {}
+
+
 def test_a_host_where_another_job_stays_is_not_retired(world):
     with_second_job(world, policy="off")
     world.ranks_behave()
@@ -299,6 +316,22 @@ def test_guests_with_passed_through_devices_stay_and_their_job_is_told_to_checkp
     assert ended_plan.decision == "checkpoint"
     assert "guest2 has pci 0000:3b:02.1" in ended_plan.reasons[0]
     world.ranks_behave()
+
+
+def test_guests_whose_devices_are_to_be_unplugged_get_those_of_their_spare(tmp_path):
+    world = make(tmp_path, policy=Policy(on_devices="unplug"))
+    for host in world.manager.membership.hosts:
+        host.devices = {"ib-vf": ["0000:5e:00.1", "0000:5e:00.2"]}
+    guest = next(guest for guest in world.manager.membership.guests if guest.name == "guest2")
+    guest.devices = [Device("ib-vf", "0000:3b:02.1")]
+    world.manager.change()
+    world.ranks_behave()
+    ended = world.until_state(world.alarm(), "RETIRED")
+    assert ended.plan.decision == "migrate"
+    plugged = [Device("ib-vf", "0000:5e:00.1")]
+    assert {m.guest: m.devices for m in ended.migrations} == {"guest1": [], "guest2": plugged}
+    committed = {placed["guest"]: placed["devices"] for placed in world.manager.commits[0][1]}
+    assert committed["guest2"] == [dataclasses.asdict(plugged[0])]
 
 
 def test_where_nothing_helps_in_time_a_site_may_give_up_or_try_all_the_same(tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import libvirt
 import pytest
@@ -117,11 +118,13 @@ def test_a_guests_name_can_not_lead_out_of_its_directory(tmp_path):
         guest_state.directory("../etc", tmp_path)
 
 
-def process(tmp_path, affinity="2", policy="bind:1", pages="N1=1000"):
-    task = tmp_path / "77" / "task" / "78"
-    task.mkdir(parents=True)
-    (task / "comm").write_text("CPU 0/TCG\n")
-    (task / "status").write_text(f"Name:\tx\nCpus_allowed_list:\t{affinity}\n")
+def process(tmp_path, affinity="2", policy="bind:1", pages="N1=1000", threads=()):
+    """A guest's process as the kernel shows it; ``threads`` are more of QEMU's, by name and affinity."""
+    for number, (comm, allowed) in enumerate([("CPU 0/TCG", affinity), *threads], 78):
+        task = tmp_path / "77" / "task" / str(number)
+        task.mkdir(parents=True)
+        (task / "comm").write_text(f"{comm}\n")
+        (task / "status").write_text(f"Name:\tx\nCpus_allowed_list:\t{allowed}\n")
     (tmp_path / "77" / "numa_maps").write_text(
         f"7f0000000000 default file=/usr/lib/x N0=40 kernelpagesize_kB=4\n7f1000000000 {policy} anon=1000 {pages}\n"
     )
@@ -138,6 +141,7 @@ def test_a_guest_on_its_core_and_node_is_as_it_should_be(tmp_path):
         ({"affinity": "0-3"}, r"vCPU 0 may run on cores \[0, 1, 2, 3\], not \[2\]"),
         ({"policy": "default"}, "memory has policy default"),
         ({"policy": "bind:0"}, "memory has policy bind:0, not bind:1"),
+        ({"threads": [("qemu-system-x86", "0-3")]}, r"QEMU's other threads may run on cores \[0, 1, 2, 3\], not \[2\]"),
         ({"pages": "N0=10 N1=990"}, r"pages lie on other NUMA nodes than 1: \{0: 10\}"),
     ],
 )
@@ -145,6 +149,58 @@ def test_a_guest_that_runs_elsewhere_is_told_of(tmp_path, found, complaint):
     said = pinning.differences(process(tmp_path, **found), [2], 1, 1)
     assert len(said) == 1
     assert re.search(complaint, said[0])
+
+
+@pytest.mark.parametrize("vcpus", [2, 4])
+def test_every_vcpu_has_a_core_of_its_own_and_qemu_itself_the_guests_cores(tmp_path, vcpus):
+    cores = list(range(4, 4 + vcpus))
+    more = [(f"CPU {number}/KVM", core) for number, core in enumerate(cores[1:], 1)]
+    emulator = [("qemu-system-x86", f"4-{cores[-1]}"), ("worker", "4")]
+    found = process(tmp_path, affinity="4", threads=[*more, *emulator])
+    assert pinning.differences(found, cores, 1, vcpus) == []
+    swapped = pinning.differences(found, cores[::-1], 1, vcpus)
+    assert len(swapped) == vcpus
+    assert f"vCPU {vcpus} may run on cores None" in pinning.differences(found, [*cores, 9], 1, vcpus + 1)[0]
+
+
+def test_a_guests_memory_is_found_on_hugepages_among_larger_numbers_of_small_ones(tmp_path):
+    process(tmp_path)
+    (tmp_path / "77" / "numa_maps").write_text(
+        "7f0000000000 default file=/usr/lib/x N0=4000 kernelpagesize_kB=4\n"
+        "7f1000000000 bind:1 file=/dev/hugepages/libvirt/qemu/1-g1/x huge dirty=128 N1=128 kernelpagesize_kB=2048\n"
+    )
+    found = pinning.observe(77, tmp_path)
+    assert (found.pages, found.page_kb) == ({1: 128}, 2048)
+    assert pinning.differences(found, [2], 1, 1, 2048) == []
+
+
+def test_a_guest_that_should_be_on_hugepages_and_is_not_is_told_of(tmp_path):
+    assert pinning.differences(process(tmp_path), [2], 1, 1, 2048) == ["memory lies on pages of 4 kB, not of 2048 kB"]
+
+
+def test_a_guest_on_hugepages_keeps_them_and_is_told_from_one_on_ordinary_pages():
+    made = domain_xml.guest_xml(replace(SPEC, hugepage_kb=2048), domain_xml.HostSettings("kvm"), "/state/g0001")
+    assert domain_xml.hugepage_kb_of(made) == 2048
+    assert ET.fromstring(made).find("devices/memballoon").get("freePageReporting") == "off"
+    ordinary = domain_xml.guest_xml(SPEC, domain_xml.HostSettings("kvm"), "/state/g0001")
+    assert domain_xml.differences(made, ordinary) == ["pages of 4 KiB instead of 2048 KiB"]
+    moved = domain_xml.destination_xml(made, [7], 0)
+    assert domain_xml.hugepage_kb_of(moved) == 2048
+
+
+def test_a_guests_devices_are_in_its_definition_and_missed_where_it_runs_without():
+    vf = {"kind": "ib-vf", "address": "0000:3b:02.1"}
+    made = domain_xml.guest_xml(replace(SPEC, devices=[vf]), domain_xml.HostSettings("kvm"), "/state/g0001")
+    assert list(domain_xml.passed_through(made)) == ["pci 0000:3b:02.1"]
+    assert ET.fromstring(made).find("devices/hostdev").get("managed") == "yes"
+    without = domain_xml.guest_xml(SPEC, domain_xml.HostSettings("kvm"), "/state/g0001")
+    assert domain_xml.differences(made, without) == ["no pci 0000:3b:02.1"]
+
+
+@pytest.mark.parametrize("address", ["3b:02.1", "0000:3b:02.9", "0000:3B:02.1", "{{ x }}"])
+def test_what_is_no_pci_address_is_refused(address):
+    with pytest.raises(ValueError, match=r"write it as 0000:3b:02\.1"):
+        domain_xml.hostdev_xml(address)
 
 
 def test_the_kernels_lists_are_read():

@@ -134,20 +134,20 @@ def test_the_last_lines_are_the_last(tmp_path):
 
 def test_a_host_without_the_bridge_is_not_prepared(host):
     with pytest.raises(guests.GuestError, match="there is no bridge no-such on this host: run the role 'network'"):
-        guests.expect(host, "g1", SPEC.address, "no-such", "evac-1")
+        guests.expect(host, "g1", SPEC.address, "no-such", "evac-1", [])
     assert not guest_state.directory("g1").exists()
 
 
 def test_nothing_is_prepared_over_a_guest_that_is_here(host):
     running(host)
     with pytest.raises(guests.GuestError, match="is on this host already"):
-        guests.expect(host, "g1", SPEC.address, "br0", "evac-1")
+        guests.expect(host, "g1", SPEC.address, "br0", "evac-1", [])
 
 
 def test_asked_again_in_the_same_evacuation_nothing_is_changed(host):
     running(host)
     guest_state.note(guest_state.directory("g1"), evacuation="evac-1")
-    assert guests.expect(host, "g1", SPEC.address, "br0", "evac-1")["changed"] is False
+    assert guests.expect(host, "g1", SPEC.address, "br0", "evac-1", [])["changed"] is False
 
 
 def test_a_guest_that_was_expected_and_did_not_come_is_forgotten_and_one_that_runs_is_not(host):

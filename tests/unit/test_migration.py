@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ET
 import libvirt
 import pytest
 
-from failavoid.shared import guest_state, guests, migration, taps
+from failavoid.shared import guest_state, guests, migration, moves, taps
 from tests.unit.migration_world import PAUSED, RUNNING, Connection, World, error
 
 THERE = "10.77.1.5"
@@ -39,8 +39,8 @@ def world(tmp_path, monkeypatch):
 
 
 def record(*names, **limits):
-    moves = [migration.Move(name, "host01", "host05", THERE, [0, 1], 0) for name in names or ("g1",)]
-    return migration.Record("evac-1", moves, migration.Limits(**limits))
+    made = [moves.Move(name, "host01", "host05", THERE, [0, 1], 0) for name in names or ("g1",)]
+    return moves.Record("evac-1", made, moves.Limits(**limits))
 
 
 def moved(world, *names, **limits):
@@ -199,7 +199,7 @@ def test_a_guest_that_writes_faster_than_it_is_sent_does_not_stall(world):
 
 
 def test_the_time_limit_of_a_move_grows_with_the_guests_memory(world, monkeypatch):
-    monkeypatch.setattr(migration, "LEAST_LIMIT_S", 0.05)
+    monkeypatch.setattr(moves, "LEAST_LIMIT_S", 0.05)
 
     def lasts(guest):
         if world.aborted.wait(0.5):
@@ -212,6 +212,40 @@ def test_the_time_limit_of_a_move_grows_with_the_guests_memory(world, monkeypatc
     world.aborted.clear()
     (long,) = moved(world, "g2", seconds_per_gib=600)
     assert long.state == "moved"
+
+
+def test_a_large_guests_destination_has_time_to_clear_its_memory_before_a_silence_is_a_stall(world, monkeypatch):
+    monkeypatch.setattr(migration, "PREPARE_S_PER_GIB", 400.0)  # of a quarter of a GiB
+    world.job = {"data_processed": 0}
+
+    def comes_late(guest):
+        assert not world.aborted.wait(0.3)
+        world.arrives(guest)
+
+    world.move = comes_late
+    (move,) = moved(world, stall_s=0.05)
+    assert (move.state, world.aborts) == ("moved", 0)
+
+
+def test_memory_is_sent_on_one_connection_at_full_speed_unless_the_site_says_otherwise(world):
+    moved(world, "g1")
+    moved(world, "g2", connections=4, bandwidth_mib_s=1000)
+    plain, wide = world.given
+    assert not plain["flags"] & libvirt.VIR_MIGRATE_PARALLEL
+    assert libvirt.VIR_MIGRATE_PARAM_BANDWIDTH not in plain["parameters"]
+    assert wide["flags"] & libvirt.VIR_MIGRATE_PARALLEL
+    assert wide["flags"] & libvirt.VIR_MIGRATE_TLS
+    assert wide["parameters"][libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] == 4
+    assert wide["parameters"][libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] == 1000
+
+
+def test_moves_share_the_bandwidth_and_what_is_sent_slowly_on_purpose_has_its_time():
+    assert record("g1", "g2", bandwidth_mib_s=100).bandwidth_mib_s() == 50
+    assert record("g1", "g2", bandwidth_mib_s=100, parallel=1).bandwidth_mib_s() == 100
+    assert record("g1", "g2", bandwidth_mib_s=1).bandwidth_mib_s() == 1
+    terabyte_kb = 2**30
+    assert record(seconds_per_gib=1).limit_s(terabyte_kb) == 1024
+    assert record(seconds_per_gib=1, bandwidth_mib_s=100).limit_s(terabyte_kb) == 3 * 2**20 / 100
 
 
 def test_guests_move_at_the_same_time(world):
@@ -308,17 +342,17 @@ def test_a_name_is_for_one_evacuation(world):
 
 def test_what_can_be_known_before_is_checked_before(world):
     connection = guests.connect()
-    moves = record().moves
+    asked = record().moves
     files = ["/boot/vmlinuz", "/boot/initrd.img"]
-    migration.preflight(connection, moves, {"host05": files})
+    migration.preflight(connection, asked, {"host05": files})
     with pytest.raises(guests.GuestError, match=r"boots /boot/initrd.img, which host05 does not have"):
-        migration.preflight(connection, moves, {"host05": files[:1]})
+        migration.preflight(connection, asked, {"host05": files[:1]})
     world.silent.add(THERE)
     with pytest.raises(guests.GuestError, match="can't be reached"):
-        migration.preflight(connection, moves, {})
+        migration.preflight(connection, asked, {})
     world.hosts["host01"]["g1"] = PAUSED
     with pytest.raises(guests.GuestError, match="does not run on this host: nothing is moved"):
-        migration.preflight(connection, moves, {})
+        migration.preflight(connection, asked, {})
 
 
 def test_a_host_that_does_not_answer_is_named_with_what_to_check():
@@ -339,7 +373,7 @@ def test_the_oldest_records_of_ended_evacuations_are_removed_and_open_ones_stay(
     monkeypatch.setattr(migration, "KEPT_RECORDS", 2)
     for number in range(4):
         ended = None if number == 0 else float(number)
-        migration.write_record(migration.Record(f"old-{number}", [], ended=ended))
+        migration.write_record(moves.Record(f"old-{number}", [], ended=ended))
         os.utime(migration.record_path(f"old-{number}"), (number, number))
         migration.record_path(f"old-{number}").with_suffix(".lock").touch()
     assert migration.start(record())

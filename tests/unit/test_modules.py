@@ -117,7 +117,7 @@ def guest_module(tmp_path, monkeypatch):
     monkeypatch.setattr(taps, "forbid", lambda address: None)
     connection = libvirt.open("test:///default")
     monkeypatch.setattr(guests, "connect", lambda: connection)
-    domain = connection.createXML(XML.format(kind="test", name="g1"))
+    domain = connection.createXML(XML.format(kind="test", name="g1", backing="", devices=""))
     yield module
     with contextlib.suppress(libvirt.libvirtError):
         domain.destroy()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -184,7 +185,7 @@ def test_an_application_is_learned_from_jobs_that_complete_and_known_after_a_res
         assert state.distribution("app", "unavailable").runs == runs
     state.close()
     learner = Learner(State(str(tmp_path)), "unavailable")
-    found = learner.relative_probability(["app", "other"], np.array([0.4, 0.8, 0.8]), np.array([0, 0, 1]))
+    found = learner.relative_probability(["app", "other"], np.array([0, 0, 1]), np.array([0.4, 0.8, 0.8]))
     assert found == pytest.approx([1.0, 0.0, 1.0], abs=0.2)
 
 
@@ -265,6 +266,22 @@ def test_a_host_whose_clock_is_behind_is_judged_by_what_it_sends_now():
     assert store.collect(89.5).shares("unavailable") == pytest.approx([0.5])
 
 
+def test_the_past_stays_within_its_memory():
+    store = Store(3600.0, 5.0, history_mb=1)
+    for second in range(3000):
+        store.take(Sample("a", "host", float(second), {"mem_total_kb": 1.0}), float(second), b"x" * 750)
+    times = [float(time) for time in re.findall(r'"time": ([0-9.]+)', store.history(0.0))]
+    assert len(times) == 1048
+    assert times[-1] == 2999.0
+
+
+def test_what_several_sources_bring_hides_nothing_from_the_history():
+    store = Store(3600.0, 5.0)
+    for arrived in (1.0, 10.2, 10.0):
+        store.take(Sample("a", "host", arrived, {"mem_total_kb": 1.0}), arrived)
+    assert [one["time"] for one in json.loads(store.history(10.1))] == [10.2]
+
+
 def test_a_finding_is_said_when_it_begins_and_when_it_is_over():
     state = State("")
     findings = Findings(state)
@@ -290,6 +307,23 @@ def test_what_was_archived_is_known_again(tmp_path):
     assert found[0][1] == groups
     assert found[89][1] == []
     assert found[5][0].shares("unavailable") == pytest.approx(np.full(5, 0.4))
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_pieces_that_a_killed_monitor_left_are_taken_up_unless_their_minute_was_written(tmp_path, written):
+    archive = Archive(tmp_path, 100)
+    archive.start()
+    for second in range(5):
+        archive.add(collected(1000.0 + second, np.full(5, 0.4)), [Group("job-1", "app", "", HOSTS)])
+    archive.stop()
+    (minute,) = tmp_path.glob("*.npz")
+    piece = tmp_path / "open" / f"{minute.stem}+00.npz"
+    piece.write_bytes(minute.read_bytes())
+    if not written:
+        minute.unlink()
+    found = [collection.time for collection, _ in Archive(tmp_path, 100).recent(1000.0)]
+    assert found == [1000.0 + second for second in range(5)]
+    assert not piece.exists()
 
 
 def test_the_archive_stays_within_its_limit(tmp_path):

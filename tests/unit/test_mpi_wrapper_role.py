@@ -112,3 +112,78 @@ def test_a_project_that_is_none_is_refused_and_leaves_nothing(tmp_path):
     assert done.returncode != 0
     assert "mpi_wrapper_project" in done.stdout
     assert not (tmp_path / "root/opt/failavoid/lib/failavoid/mpi").exists()
+
+
+MODULE_SYSTEMS = {
+    "Environment Modules": ("tclsh", PROJECT / "build/environment-modules/usr/lib/modulecmd.tcl"),
+    "Lmod": ("", Path("/usr/share/lmod/lmod/libexec/lmod")),
+}
+# the module's files are where they are on a guest, seen by this shell alone
+IN_PLACE = """
+set -e
+mount -t tmpfs tmpfs /opt && mkdir /opt/failavoid && mount --bind "$ROOT/opt/failavoid" /opt/failavoid
+module() { eval "$($MODULE bash "$@")"; }
+"""
+
+
+@pytest.fixture(params=MODULE_SYSTEMS)
+def in_shell(request, tree):
+    """Run lines of bash that use `module`, under one module system; returns what they print."""
+    interpreter, command = MODULE_SYSTEMS[request.param]
+    if not command.exists():
+        pytest.skip(f"no {command}: make test-tools")
+    root, _, _ = tree
+    variables = {
+        "PATH": "/usr/bin:/bin:/usr/sbin",
+        "HOME": "/nonexistent",
+        "ROOT": str(root),
+        "MODULE": f"{interpreter} {command}",
+        "MODULEPATH": str(root / "usr/share/modules/modulefiles"),
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
+    }
+
+    def shell(lines):
+        words = ["unshare", "--mount", "bash", "-c", IN_PLACE + lines]
+        done = subprocess.run(words, env=variables, cwd="/", capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    return shell
+
+
+CHANGED = "env | grep -E '^(PATH|PYTHONPATH|PKG_CONFIG_PATH|LD_PRELOAD|FAILAVOID_[A-Z_]*)=' | sort"
+
+
+def test_module_load_sets_what_the_wrapper_needs_and_unload_takes_it_back(in_shell):
+    loaded = in_shell(f"module load failavoid; {CHANGED}").splitlines()
+    assert loaded == [
+        "FAILAVOID_EVERY=1",
+        "FAILAVOID_LIMIT_S=77",
+        "PATH=/opt/failavoid/bin:/usr/bin:/bin:/usr/sbin",
+        "PKG_CONFIG_PATH=/opt/failavoid/lib/pkgconfig",
+        "PYTHONPATH=/opt/failavoid/lib",
+    ]
+    assert in_shell(f"module load failavoid; module unload failavoid; {CHANGED}") == in_shell(CHANGED)
+
+
+def test_the_library_is_preloaded_only_where_it_is_asked_for(in_shell):
+    asked = "export FAILAVOID_PRELOAD=1; module load failavoid"
+    assert "LD_PRELOAD=/opt/failavoid/lib/libfailavoid-mpi.so\n" in in_shell(f"{asked}; {CHANGED}")
+    assert "LD_PRELOAD" not in in_shell(f"{asked}; module unload failavoid; {CHANGED}")
+
+
+@pytest.mark.parametrize(
+    "launch", ["failavoid-mpirun -n 2 python3", "mpirun.openmpi -n 2 -x FAILAVOID_JOB failavoid-mpi"]
+)
+def test_a_program_that_is_started_with_the_module_takes_part(in_shell, launch):
+    if not Path("/usr/bin/mpirun.openmpi").exists():
+        pytest.skip("no /usr/bin/mpirun.openmpi: make venv")
+    said = in_shell(
+        "module load failavoid; export FAILAVOID_JOB=job-1 FAILAVOID_MPIRUN=mpirun.openmpi;"
+        f"{launch} -c 'from mpi4py import MPI; MPI.COMM_WORLD.Barrier(); print(\"passed\")'"
+    )
+    assert said.count("passed") == 2
+    assert said.count("no page in /run/failavoid/jobs/job-1") == 1, "the barrier was MPI's own"

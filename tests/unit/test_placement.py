@@ -5,7 +5,7 @@ import pytest
 from failavoid.resource_manager import placement
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.state import State
-from failavoid.shared.messages import Guest, Host, JobRequest, Lease, Placement
+from failavoid.shared.messages import Device, Guest, Host, JobRequest, Lease, Placement
 
 MIB = 1024
 KEY = "ssh-ed25519 AAAA ada"
@@ -59,6 +59,17 @@ def test_hosts_with_guests_that_can_be_used_again_come_first():
     assert chosen(state, ask(), terms="others") == ["host1"]
 
 
+def test_a_guest_is_used_again_only_with_the_pages_and_devices_that_are_asked_for():
+    state, wanted = State(terms={"g1": "terms"}), ask()
+    wanted.guest_devices = ["ib-vf"]
+    idle = guest("g1", "host1")
+    assert not placement.fits(state, idle, wanted, {"terms"})
+    idle.devices = [Device("ib-vf", "0000:3b:00.1")]
+    assert placement.fits(state, idle, wanted, {"terms"})
+    wanted.guest_hugepage_kb = 2048
+    assert not placement.fits(state, idle, wanted, {"terms"})
+
+
 @pytest.mark.parametrize("unfit", [{"job": "job-1"}, {"state": "lost"}, {"state": "booting"}, {"memory_mib": 512}])
 def test_a_guest_that_is_in_use_gone_or_of_another_size_is_not_used_again(unfit):
     state = State(terms={"g1": "terms"})
@@ -75,6 +86,10 @@ def test_too_little_memory_is_said_with_figures():
 def test_the_last_spare_is_kept():
     with pytest.raises(placement.NoRoomError, match=r"ask for 1 or fewer"):
         chosen(state_of(host(1), host(2)), ask(hosts=2))
+
+
+def load(memory_mib=256, vcpus=1, hugepage_kb=0, devices=(), guests=1):
+    return placement.Load(guests, memory_mib * MIB, vcpus, hugepage_kb, tuple(devices))
 
 
 # -- cores -------------------------------------------------------------------------------------------------------
@@ -100,9 +115,9 @@ def test_with_more_guests_than_cores_they_share_evenly():
 
 def test_the_cores_of_a_guest_are_of_one_node():
     state = state_of(host(1, numa={"0": [0], "1": [1, 2, 3]}))
-    assert placement.place(state, state.hosts["host1"], "g1", vcpus=2) == Placement("g1", "host1", [1, 2], 1)
+    assert placement.place(state, state.hosts["host1"], "g1", load(vcpus=2)) == Placement("g1", "host1", [1, 2], 1)
     with pytest.raises(placement.NoRoomError, match="no NUMA node with 4 free cores for guest g1"):
-        placement.place(state, state.hosts["host1"], "g1", vcpus=4)
+        placement.place(state, state.hosts["host1"], "g1", load(vcpus=4))
 
 
 def test_a_reserved_core_is_taken_and_a_lost_guests_core_is_free():
@@ -122,6 +137,79 @@ def test_hosts_that_share_a_machine_share_its_cores():
     said = placement.warnings([], {"host1": "m", "host2": "m", "host3": "other", "host4": ""})
     assert sorted(said) == ["host1", "host2"]
     assert said["host1"] == ["host1, host2 run on one machine: guests of different hosts are pinned to the same cores"]
+
+
+# -- hugepages ---------------------------------------------------------------------------------------------------
+
+
+def huge_host(number, memory_mib=4096, **pages):
+    """A host with hugepages of 2 MiB on its nodes: n0=512 is 1 GiB on node 0."""
+    made = host(number, memory_mib=memory_mib)
+    made.hugepages = {node[1:]: {"2048": count} for node, count in pages.items()}
+    return made
+
+
+def test_a_guest_on_hugepages_goes_to_a_node_that_has_enough_of_them_free():
+    state = state_of(huge_host(1, n0=100, n1=256))
+    size = load(memory_mib=512, hugepage_kb=2048)
+    assert placement.place(state, state.hosts["host1"], "g1", size).numa_node == 1
+    state.reserved["g1"] = Placement("g1", "host1", [2], 1)
+    state.guests["g1"] = guest("g1", "host2", memory_mib=512)
+    state.guests["g1"].hugepage_kb = 2048
+    with pytest.raises(placement.NoRoomError, match="no NUMA node with 1 free cores and 256 free hugepages of 2048 kB"):
+        placement.place(state, state.hosts["host1"], "g2", size)
+
+
+def test_a_job_on_hugepages_gets_hosts_that_have_set_aside_enough_of_that_size():
+    state = state_of(host(1), huge_host(2, n0=128, n1=128), huge_host(3, n0=300, n1=300), huge_host(4, n0=300, n1=300))
+    request = ask(guests=2, memory_mib=512)
+    request.guest_hugepage_kb = 2048
+    assert chosen(state, request) == ["host3"]
+    request.guest_hugepage_kb = 1048576
+    with pytest.raises(placement.NoRoomError, match="1024 MiB on hugepages of 1048576 kB"):
+        chosen(state, request)
+
+
+def test_what_is_set_aside_as_hugepages_is_no_room_for_other_guests():
+    small, big = huge_host(1, memory_mib=2048, n0=900), huge_host(2, memory_mib=4096, n0=900)
+    assert placement.room_kb(small, settings()) == (2048 - 1800 - 256) * MIB
+    assert chosen(state_of(small, big, host(3)), ask(memory_mib=512)) == ["host2"]
+    words = placement.objection(state_of(small), small, [guest("g1", "host9")], settings())
+    assert "of them its own or set aside as hugepages" in words
+    huge = guest("g1", "host9", memory_mib=1024)
+    huge.hugepage_kb = 2048
+    assert placement.objection(state_of(big), big, [huge], settings()) == ""
+
+
+# -- devices -----------------------------------------------------------------------------------------------------
+
+
+def device_host(number, *addresses):
+    made = host(number)
+    made.devices = {"ib-vf": list(addresses)}
+    return made
+
+
+def test_each_guest_gets_a_device_that_no_other_has():
+    state = state_of(device_host(1, "0000:3b:00.1", "0000:3b:00.2"))
+    places = []
+    for name in ("g1", "g2"):
+        places.append(placement.place(state, state.hosts["host1"], name, load(devices=["ib-vf"])))
+        state.reserved[name] = places[-1]
+    assert [place.devices for place in places] == [[Device("ib-vf", f"0000:3b:00.{n}")] for n in (1, 2)]
+    with pytest.raises(placement.NoRoomError, match=r"host1 has no free ib-vf for guest g3; it has 0000:3b:00\.1"):
+        placement.place(state, state.hosts["host1"], "g3", load(devices=["ib-vf"]))
+
+
+def test_a_job_with_devices_gets_hosts_that_have_them():
+    state = state_of(host(1), device_host(2, "0000:3b:00.1"), device_host(3, "0000:3b:00.1", "0000:3b:00.2"), host(4))
+    request = ask(guests=2)
+    request.guest_devices = ["ib-vf"]
+    state.hosts["host4"].devices = {"ib-vf": ["0000:3b:00.1", "0000:3b:00.2"]}
+    assert chosen(state, request) == ["host3"]
+    request.guest_devices = ["gpu"]
+    with pytest.raises(placement.NoRoomError, match="2 times gpu for guests"):
+        chosen(state, request)
 
 
 # -- addresses ---------------------------------------------------------------------------------------------------

@@ -1,21 +1,30 @@
 """Estimates of moves, and what they lead to."""
 
+from dataclasses import replace
+
 import pytest
 
 from failavoid.controller.libvirt_view import GuestFacts
 from failavoid.controller.limits import Policy
 from failavoid.controller.planning import Planner, estimate
 from failavoid.shared.domain_xml import passed_through
-from failavoid.shared.messages import Evacuation, Guest, Job, JobRequest, Migration
+from failavoid.shared.messages import Device, Evacuation, Guest, Host, Job, JobRequest, Migration
 
 MIB = 2.0**20
 GUESTS = [Guest(f"g{n}", f"u{n}", "host1", f"10.0.0.{n}", 1024 * 1024, [0], 0, "u", "ready", "job-1") for n in (1, 2)]
 
 
-def plan(lead_s=None, facts=None, past=(), job_policy="migrate", **policy):
-    planner = Planner(lambda _address: facts, Policy(**{"bandwidth_bps": 1024 * MIB, "overhead_s": 2.0, **policy}))
-    job = Job("job-1", JobRequest("u", 1, 1, "k", 1, policy=job_policy), "running")
-    return planner.plan("host1", "10.0.0.9", job, GUESTS, lead_s, list(past))
+VF = Device("ib-vf", "0000:3b:02.1")
+WITH_VF = [GUESTS[0], replace(GUESTS[1], devices=[VF])]
+OFFERS = Host("host2", "10.0.0.8", devices={"ib-vf": ["0000:5e:00.1"]})
+
+
+def plan(lead_s=None, facts=None, past=(), job_policy="migrate", guests=GUESTS, others=(), on_devices="", **policy):
+    """The plan for host1; ``on_devices`` is the job's, ``policy`` the site's, whose own is ``site_on_devices``."""
+    site = {"bandwidth_bps": 1024 * MIB, "overhead_s": 2.0, "on_devices": policy.pop("site_on_devices", "refuse")}
+    planner = Planner(lambda _address: facts, Policy(**site, **policy))
+    job = Job("job-1", JobRequest("u", 1, 1, "k", 1, policy=job_policy, on_devices=on_devices), "running")
+    return planner.plan(Host("host1", "10.0.0.9"), job, guests, lead_s, list(past), list(others))
 
 
 def test_guests_share_the_sources_link_so_their_times_add_up():
@@ -62,12 +71,33 @@ def test_the_jobs_policy_comes_first(job_policy, decision):
     assert [guest.guest for guest in made.guests] == ["g1", "g2"]
 
 
-def test_passed_through_devices_are_refused_or_to_be_unplugged():
-    facts = {"g2": GuestFacts(["pci 0000:3b:02.1"])}
-    assert plan(facts=facts).decision == "checkpoint"
-    unplugged = plan(facts=facts, passed_through="unplug")
-    assert unplugged.decision == "migrate"
-    assert "to be unplugged before the move: g2 has pci 0000:3b:02.1" in unplugged.reasons
+def test_guests_with_devices_are_not_moved_unless_site_or_job_have_them_unplugged():
+    refused = plan(facts={}, guests=WITH_VF, others=[OFFERS])
+    assert refused.decision == "checkpoint"
+    assert "g2 has pci 0000:3b:02.1 (policy on_devices: refuse)" in refused.reasons[0]
+    assert [guest.devices for guest in refused.guests] == [[], ["pci 0000:3b:02.1"]]
+    words = (("refuse", "unplug", "migrate"), ("unplug", "", "migrate"), ("unplug", "refuse", "checkpoint"))
+    for site, job, decision in words:
+        made = plan(facts={}, guests=WITH_VF, others=[OFFERS], site_on_devices=site, on_devices=job)
+        assert made.decision == decision
+
+
+def test_a_plan_to_unplug_names_the_devices_and_who_offers_the_same():
+    said = " ".join(plan(facts={}, guests=WITH_VF, others=[OFFERS], on_devices="unplug").reasons)
+    assert "to be unplugged before the move: g2 has pci 0000:3b:02.1; host2 can give the same" in said
+
+
+def test_where_no_host_offers_the_devices_the_guests_do_not_move():
+    made = plan(facts={}, guests=WITH_VF, others=[replace(OFFERS, devices={})], on_devices="unplug")
+    assert made.decision == "checkpoint"
+    assert "no other host offers 1 ib-vf" in made.reasons[0]
+
+
+def test_a_device_that_came_to_a_guest_in_another_way_is_not_unplugged():
+    facts = {"g2": GuestFacts(["pci 0000:3b:02.1", "usb 1 4"])}
+    made = plan(facts=facts, guests=WITH_VF, others=[OFFERS], on_devices="unplug")
+    assert made.decision == "checkpoint"
+    assert "usb 1 4 not by its launch" in made.reasons[0]
 
 
 def test_that_the_host_cannot_be_asked_is_said():
@@ -83,4 +113,4 @@ def test_passed_through_devices_are_found_in_a_guests_xml():
         <source><address type='pci' domain='0x0000' bus='0x5e' slot='0x00' function='0x2'/></source></interface>
       <interface type='bridge'><source bridge='br0'/></interface>
     </devices></domain>"""
-    assert passed_through(xml) == ["pci 0000:3b:02.1", "mdev c2177883", "pci 0000:5e:00.2"]
+    assert list(passed_through(xml)) == ["pci 0000:3b:02.1", "mdev c2177883", "pci 0000:5e:00.2"]

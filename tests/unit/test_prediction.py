@@ -25,10 +25,10 @@ from failavoid.prediction.generate import (
     write_run,
 )
 from failavoid.prediction.grouping import Grouping
-from failavoid.prediction.models import BINS, Correlative, Distribution
+from failavoid.prediction.models import BINS, Correlative, Distribution, robust
 from failavoid.prediction.modes import Mode
 from failavoid.prediction.scoring import Calibration, upper_bound_of_rate, wilson
-from failavoid.prediction.traces import TraceError, read_labels, read_ldms
+from failavoid.prediction.traces import TraceError, read_labels, read_ldms, shorten
 from failavoid.shared.messages import METRICS
 
 PROJECT = Path(__file__).parents[2]
@@ -53,6 +53,14 @@ def test_medians_of_ragged_groups_are_each_groups_own():
     medians = Grouping(ids).median(values)
     for group in range(23):
         assert medians[group] == pytest.approx(np.nanmedian(values[ids == group]))
+
+
+def test_a_group_is_judged_the_same_whatever_other_groups_there_are():
+    values = rng().normal(0.4, 0.01, 5)
+    alone = robust(values, Grouping(np.zeros(5, dtype=np.intp)))
+    for other in (3, 6, 7, 8, 30):
+        both = robust(np.append(values, rng().normal(0.4, 0.1, other)), Grouping(np.repeat(np.arange(2), [5, other])))
+        assert both.z[:5].tolist() == alone.z.tolist()
 
 
 def test_several_metrics_together_show_what_none_shows_alone():
@@ -92,6 +100,18 @@ def test_intervals_learn_to_hold_four_of_five_failures():
         inside.append(low <= actual <= high)
         calibration.learn(100.0, 0.05, actual)
     assert np.mean(inside[300:]) == pytest.approx(0.8, abs=0.04)
+
+
+def test_what_short_predictions_teach_is_not_believed_of_long_ones():
+    calibration = Calibration()
+    noise = rng().standard_normal(200)
+    for one in noise:
+        calibration.learn(20.0, 0.05, 20.0 * np.exp(0.05 * one))
+        calibration.learn(2000.0, 0.05, 2000.0 * np.exp(0.05 * 6 * one))
+    short, long = calibration.quantiles(20.0), calibration.quantiles(2000.0)
+    assert short[1] - short[0] < 4
+    assert long[1] - long[0] > 10
+    assert Calibration(calibration.seen).quantiles(20.0) == short
 
 
 def test_bounds_are_the_known_ones():
@@ -149,9 +169,12 @@ def test_a_recording_is_shares_of_the_capacity(tmp_path):
     [
         (row(1, 1) + row(2, 1) + "3,h,10", [1, 2], "1 rows left out.*cut short"),
         (row(1, 1) + "2,h,1000,x,y,z\n" + row(3, 1), [1, 3], "1 rows left out"),
+        (row(1, 1) + '2,"h,1000\n' + row(3, 1), [1, 3], "1 rows left out"),
+        (row(1, 1) + "2," + "x" * 200_000 + "\n" + row(3, 1), [1, 3], "1 rows left out"),
+        (row(1, 1) + "inf,h,1000,1,1,1\n" + row(3, 1), [1, 3], "1 rows left out"),
         (row(1, 1) + row(3, 1) + row(2, 1) + row(4, 1), [1, 2, 3, 4], "1 rows out of order"),
         (row(1, 1) + row(2, 1) + row(2, 9) + row(3, 1), [1, 2, 3], "1 times given twice"),
-        (row(1, 1) + row(2, 1) + row(60, 1), [1, 2, 60], "1 gaps, the longest 58 s"),
+        (row(1, 1) + row(2, 1) + row(3, 1) + row(60, 1), [1, 2, 3, 60], "1 gaps, the longest 57 s"),
         (
             row(1000, 1) + row(1001, 1) + row(10, 1) + row(11, 1),
             [1000, 1001, 1002, 1003],
@@ -186,6 +209,20 @@ def test_a_recording_that_cannot_be_used_is_refused_with_the_way_out(tmp_path, t
 def test_a_recording_without_the_metric_unavailable_serves_the_other(tmp_path):
     (one,) = trace(tmp_path, "#Time,ProducerName,MemTotal,Active\n1,h,1000,500\n", "active")
     assert one.values.tolist() == [0.5]
+
+
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path):
+    (one,) = trace(tmp_path, "\ufeff" + HEADER + row(1, 100))
+    assert one.values.tolist() == [0.1]
+
+
+def test_days_without_a_sample_take_no_days_to_replay(tmp_path):
+    rows = "".join(row(time, 100) for time in (1, 2, 3, 10**12, 10**12 + 1))
+    traces = trace(tmp_path, HEADER + rows)
+    moved = shorten(traces)
+    assert traces[0].times.tolist() == [1, 2, 3, 903, 904]
+    assert (moved(2.0), moved(10.0**12)) == (2.0, 903.0)
+    assert "1 gaps of up to 999999999997 s without any sample" in traces[0].notes[-1]
 
 
 def test_labels_that_are_none_are_named_with_their_line(tmp_path):
@@ -225,6 +262,25 @@ def test_hosts_that_leak_together_do_not_hide_each_other(size, leaking_hosts):
     result = outcome([*(flat(0.3) for _ in range(size - leaking_hosts)), *leaks])
     assert result.recall == 1.0
     assert outcome([*(flat(0.3) for _ in range(size - leaking_hosts)), *leaks], "paper").recall < 1
+
+
+@pytest.mark.parametrize(("size", "failing"), [(4, 3), (12, 11), (32, 24)])
+def test_where_most_hosts_fail_robust_sees_as_many_as_the_papers_rule_with_what_was_learned(size, failing):
+    def one(at):
+        values = np.repeat([0.3, 0.8, 0.95], [at, 300 - at, 60])
+        return Run(values + rng().normal(0, 0.002, 360))
+
+    group = [*(flat(0.3, 360) for _ in range(size - failing)), *(one(100 + number) for number in range(failing))]
+    recall = {
+        rule: summarise(
+            size,
+            failing,
+            replay([group], Options(rule), lambda values, _columns: np.where(values > 0.5, 0.0, 1.0)),
+            Calibration(),
+        ).recall
+        for rule in ("robust", "paper-learned")
+    }
+    assert recall["robust"] >= recall["paper-learned"] > 0
 
 
 def test_a_slow_leak_is_seen_at_half_its_way_and_a_fast_one_before_its_end():
@@ -307,6 +363,32 @@ def test_groups_are_composed_and_the_same_seed_says_the_same(runs):
         assert {"false_alarms", "unrealised_alarms", "interval_coverage", "healthy_node_hours", "precision"} < set(one)
     assert failavoid(*words, "--json")[1] == text
     assert "lead s" in failavoid(*words)[1]
+
+
+def test_groups_without_a_leaking_host_show_false_alarms_alone(runs):
+    words = ("--group-size", "5", "--leaking", "0", "--trials", "4", "--capacity", "64GiB", "--json")
+    status, text = failavoid("backtest", "compose", str(runs), "--labels", "labels.csv", *words)
+    assert status == 0, text
+    (one,) = json.loads(text)["results"]
+    assert (one["events"], one["recall"], one["false_alarms"]) == (0, None, 0)
+    assert one["healthy_node_hours"] == pytest.approx(4 * 5 * 900 / 3600, rel=0.05)
+
+
+def test_recordings_that_are_not_of_every_second_are_judged_at_their_own_pace(tmp_path):
+    for host in range(4):
+        values = np.full(1800, np.nan)
+        values[::10] = 0.4 + rng().normal(0, 0.002, 180)
+        if host == 2:
+            values[600:] += 1e-3 * np.arange(1200)
+        write_run(tmp_path / f"{host}.csv", f"host{host}", np.minimum(values, 1.0))
+    files = [str(tmp_path / f"{host}.csv") for host in range(4)]
+    status, text = failavoid("backtest", "archive", *files, "--capacity", "64GiB", "--json")
+    assert status == 0, text
+    document = json.loads(text)
+    (one,) = document["results"]
+    assert (document["interval_s"], one["recall"], one["false_alarms"]) == (10.0, 1.0, 0)
+    assert not [note for note in document["notes"] if "gaps" in note]
+    assert one["lead_s"]["median"] > 150
 
 
 def test_a_recording_of_several_hosts_is_one_group(runs):

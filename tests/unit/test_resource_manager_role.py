@@ -17,7 +17,14 @@ def settings(tmp_path, hosts, left_out=(), **variables):
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"to_json": json.dumps, "bool": bool, "zip": zip}
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
-    found = {"memory_kb": 4096, "numa": {"0": [0, 1]}, "domain_type": "kvm", "cpu": "EPYC"}
+    found = {
+        "memory_kb": 4096,
+        "numa": {"0": [0, 1]},
+        "domain_type": "kvm",
+        "cpu": "EPYC",
+        "hugepages": {},
+        "devices": {},
+    }
     hostvars = {
         name: {
             "ansible_host": f"10.0.0.{number}",
@@ -53,6 +60,12 @@ def test_the_defaults_are_settings(tmp_path):
 def test_a_host_that_a_run_leaves_out_keeps_its_place(tmp_path):
     everywhere = settings(tmp_path, {"host01": {}, "host02": {}})
     assert settings(tmp_path, {"host01": {}, "host02": {}}, left_out=["host02"]) == everywhere
+
+
+def test_what_hosts_offer_comes_through(tmp_path):
+    offered = {"hugepages": {"0": {"2048": 512}}, "devices": {"ib-vf": ["0000:3b:00.1"]}}
+    host = settings(tmp_path, {"host01": {"found": offered}}).hosts[0]
+    assert (host.hugepages, host.devices) == (offered["hugepages"], offered["devices"])
 
 
 def test_pools_and_commands_come_through(tmp_path):

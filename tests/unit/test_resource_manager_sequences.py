@@ -42,8 +42,8 @@ class Sequences(RuleBasedStateMachine):
         self.number = 0
         self.kill_in_launch = False
 
-    @initialize(classes=st.booleans(), warm=st.booleans())
-    def begin(self, classes, warm):
+    @initialize(classes=st.booleans(), warm=st.booleans(), relocates=st.booleans())
+    def begin(self, classes, warm, relocates):
         self.patch.setattr(background, "start", self.at_once)
         self.patch.setattr(jobs, "ASSIGN_S", 0.0)
         self.site = Site(self.folder, self.patch, hosts=len(HOSTS), share_cores=False)
@@ -60,6 +60,7 @@ class Sequences(RuleBasedStateMachine):
         ]
         self.site.settings.compatible = {"new": ["old"]}
         self.site.settings.warm_pools = [WarmPool(5, per_host=4), WarmPool(1, user="bob")] if warm else []
+        self.site.settings.relocate_warm = "always" if relocates else "never"
         self.play = self.site.play
         self.patch.setattr("failavoid.resource_manager.guests.run_playbook", self.perhaps)
         self.restart()
@@ -114,13 +115,14 @@ class Sequences(RuleBasedStateMachine):
         vcpus=st.sampled_from([1, 1, 2]),
         memory=st.sampled_from([262144, 393216]),
         resource=st.sampled_from(["", "", "hosts"]),
-        trouble=st.sampled_from(["", "", "", "fails", "killed"]),
+        trouble=st.sampled_from(["", "", "", "fails", "killed", "stays"]),
     )
     def submit(self, user, hosts, per_host, vcpus, memory, resource, trouble):
         usable = {host.name for host in self.picture().hosts if host.pool == "free" and not host.marks}
         if trouble == "fails":
             self.site.fail["launch.yml"] = ["host: Kernel panic"]
         self.kill_in_launch = trouble == "killed"
+        self.site.stay = set(self.guests()) if trouble == "stays" else set()
         job = self.ask(
             "/jobs",
             {
@@ -311,6 +313,14 @@ class Sequences(RuleBasedStateMachine):
             assert {placed.host for placed in state.reserved.values()} <= state.leased()
             assert set(state.reserved) <= set(state.guests)
             assert len(state.leased()) == len(state.leases)
+
+    @invariant()
+    def a_host_that_was_given_away_is_rid_of_idle_guests(self):
+        """Their memory and cores are the job's, or those of guests that come."""
+        with self.site.store.view() as state:
+            taken = state.leased() | {host.name for host in state.hosts.values() if host.pool == "allocated"}
+            idle = [guest.name for guest in state.guests.values() if guest.job is None and guest.host in taken]
+        assert not idle, f"{idle} stay on hosts that others have"
 
     @invariant()
     def what_a_person_has_drained_stays_drained(self):

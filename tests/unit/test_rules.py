@@ -15,7 +15,7 @@ from failavoid.monitor.settings import Settings
 from failavoid.monitor.store import Collection
 from failavoid.prediction.settings import RuleSettings
 from failavoid.prediction.trend import find_trend, fit
-from failavoid.prediction.watch import Watch
+from failavoid.prediction.watch import Roster, Watch
 from failavoid.shared.messages import METRICS
 
 RULES = RuleSettings()
@@ -27,7 +27,7 @@ def watched(rows, groups=None, settings=RULES, begin=0.0):
     rows = np.asarray(rows, dtype=float)
     groups = np.zeros(rows.shape[1], dtype=int) if groups is None else groups
     watch = Watch(settings, 1.0)
-    watch.follow([(f"group-{group}", f"host{number}") for number, group in enumerate(groups)])
+    watch.follow(Roster([(f"group-{group}", f"host{number}") for number, group in enumerate(groups)]))
     for second, row in enumerate(rows):
         tick = watch.tick(begin + second, row)
     return tick

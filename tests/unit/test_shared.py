@@ -1,5 +1,7 @@
 """Names, tokens and messages: what crosses between the parts is checked."""
 
+import dataclasses
+
 import pytest
 
 from failavoid.shared import messages
@@ -70,6 +72,14 @@ def test_messages_survive_the_way_through_json():
     assert messages.from_dict(messages.Evacuation, messages.to_dict(evacuation())) == evacuation()
 
 
+def test_a_document_shares_nothing_with_its_message():
+    message = evacuation()
+    assert messages.to_dict(message) == dataclasses.asdict(message)
+    document = messages.to_dict(message)
+    document["steps"].append("more")
+    assert message == evacuation()
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -83,3 +93,8 @@ def test_messages_survive_the_way_through_json():
 def test_a_document_of_the_wrong_form_is_refused_with_the_field_at_fault(change, complaint):
     with pytest.raises(ValueError, match=complaint):
         messages.from_dict(messages.Evacuation, {**messages.to_dict(evacuation()), **change})
+
+
+def test_text_that_nothing_can_write_is_refused_where_it_comes_in():
+    with pytest.raises(ValueError, match=r"Reason\.reason: '\\ud800' is no Unicode text"):
+        messages.from_dict(messages.Reason, {"reason": "\ud800"})

@@ -38,9 +38,20 @@ def test_warm_guests_boot_on_the_hosts_that_jobs_get_first(site):
     identity = site.played("launch.yml")[0]["launch_identities"]["g0001"]
     assert "user" not in identity
     assert "authorized_keys" not in identity
-    assert identity["agent"]["resource_manager"] == "http://10.0.0.100:7412"
+    assert identity["agent"]["resource_manager"] == "https://10.0.0.100:7412"
     assert set(site.pools().values()) == {"free"}
     assert len(fill(site)) == 2
+
+
+def test_warm_guests_that_a_job_on_their_host_does_not_take_are_removed_without_its_waiting(site):
+    site.settings.warm_pools = [WarmPool(2, per_host=2)]
+    fill(site)
+    taker = threading.Thread(target=agent, args=(site, "g0001"))
+    taker.start()
+    job = site.ready(hosts=1, guests_per_host=1)
+    taker.join()
+    assert job.guests == ["g0001"]
+    site.until(lambda: set(site.guests()) == {"g0001"}, "an idle guest stays on the job's host")
 
 
 def test_a_job_takes_warm_guests_without_a_boot(site):

@@ -45,6 +45,44 @@ def test_a_persons_mark_stays_when_the_programs_goes(site):
     assert site.host("host1").reason == "new fan"
 
 
+def test_when_most_hosts_fall_silent_the_head_is_cut_off_and_no_host_is_marked(site):
+    site.ready(hosts=2)
+    site.silent = {f"10.0.0.{n}" for n in (1, 2, 3)}
+    for everywhere in (False, False, False, True):
+        site.watch.once(everywhere)
+    (said,) = words(site)
+    assert "the head seems to be cut off" in said
+    assert site.pools() == {"host1": "allocated", "host2": "allocated", "host3": "free", "host4": "free"}
+    assert not any(host.marks for host in site.picture().hosts)
+    site.silent.clear()
+    look(site, 1)
+    assert words(site) == []
+
+
+def test_a_head_that_is_cut_off_still_sees_what_the_hosts_say_that_answer(site):
+    site.silent = {f"10.0.0.{n}" for n in (1, 2, 3)}
+    site.running["10.0.0.4"]["u-9"] = {"name": "win95"}
+    look(site)
+    assert len(words(site)) == 2
+    assert site.host("host4").pool == "suspect"
+
+
+def test_hosts_of_a_job_that_die_while_the_others_answer_are_marked(site):
+    site.ready(hosts=2)
+    site.silent = {"10.0.0.1", "10.0.0.2"}
+    for _ in range(3):
+        site.watch.once(everywhere=False)
+    assert {host.name for host in site.picture().hosts if host.marks} == {"host1", "host2"}
+
+
+def test_a_host_that_was_marked_before_the_head_was_cut_off_stays_marked(site):
+    site.silent = {"10.0.0.1"}
+    look(site)
+    site.silent = {f"10.0.0.{n}" for n in range(1, 5)}
+    look(site)
+    assert {host.name for host in site.picture().hosts if host.marks} == {"host1"}
+
+
 def test_a_guest_that_was_moved_by_hand_is_not_lost_and_is_reported_where_it_is(site):
     job = site.ready()
     (name, guest), *_ = site.guests(job.id).items()

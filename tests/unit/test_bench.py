@@ -1,0 +1,120 @@
+"""What measurements make of what they saw; the measuring itself needs the testbed."""
+
+from __future__ import annotations
+
+import json
+from operator import sub, truediv
+from pathlib import Path
+
+import pytest
+
+from failavoid.playbook_runner import PlaybookResult
+from failavoid.shared.messages import Evacuation, Migration, Step
+from tests.bench import ansible, held, results
+from tests.bench.evacuation import phases
+from tests.bench.idle import Moved
+
+
+def test_a_figure_is_the_median_of_its_samples_also_where_figures_are_grouped():
+    samples = {"move_s": [3.0, 1.0, 2.0], "parallel_s": {"2": [1.0, 2.0], "4": [5.0]}}
+    assert results.medians(samples) == {"move_s": 2.0, "parallel_s": {"2": 1.5, "4": 5.0}}
+
+
+def test_figures_are_compared_within_their_round():
+    assert results.each(sub, [5.0, 9.0], [3.0, 6.0]) == [2.0, 3.0]
+    assert results.each(truediv, [6.0, 9.0], [3.0, 6.0]) == [2.0, 1.5]
+    with pytest.raises(ValueError, match="shorter"):
+        results.each(sub, [5.0, 9.0], [3.0])
+
+
+def test_a_document_names_commit_and_machine_and_keeps_every_sample(tmp_path):
+    samples: results.Samples = {}
+    for seconds in (1.00004, 2.0, 4.0):
+        results.add(samples, {"move_s": seconds})
+    path = results.write("evacuation", results.document("qemu", samples, rounds=3), tmp_path)
+    read = json.loads(path.read_text())
+    assert read["move_s"] == 2.0
+    assert read["samples"] == {"move_s": [1.0, 2.0, 4.0]}
+    assert (read["domain_type"], read["rounds"]) == ("qemu", 3)
+    assert read["cores"] >= 1
+    assert read["git_commit"]
+    assert [one.name for one in tmp_path.iterdir()] == ["evacuation.json"]
+
+
+def evacuation(alarm: float, gathered: float) -> Evacuation:
+    times = {"alarm": alarm, "leased": 101.0, "gathered": gathered, "verified": 110.0, "released": 110.5}
+    steps = [Step(name, at - 0.1, at) for name, at in times.items()]
+    steps.append(Step("prepare_destination", 102.0, 102.25))
+    moves = [Migration("g1", "host01", "host05", [0], 0, elapsed_s=3.0, downtime_ms=1500.0)]
+    return Evacuation("e1", "host01", "job-1", "RETIRED", spare="host05", migrations=moves, steps=steps)
+
+
+def test_an_evacuation_counts_from_when_all_ranks_had_stopped():
+    found = phases(evacuation(alarm=100.0, gathered=102.0), 103.5, 107.0)
+    assert found["evacuation_s"] == 8.5
+    assert found["accepted_to_released_s"] == 10.5
+    assert (found["prepare_destination_s"], found["move_s"], found["downtime_ms"]) == (0.25, 3.0, 1500.0)
+    ways = ["accepted_to_leased", "leased_to_gathered", "gathered_to_moving", "moving", "moved_to_verified"]
+    parts = [found[f"{name}_s"] for name in [*ways, "verified_to_released"]]
+    assert sum(parts) == pytest.approx(found["accepted_to_released_s"])
+
+
+def test_an_evacuation_counts_from_the_alarms_acceptance_where_ranks_had_stopped_before():
+    assert phases(evacuation(alarm=103.0, gathered=102.0), 103.5, 107.0)["evacuation_s"] == 7.5
+
+
+def test_an_emulated_guest_stands_still_while_virsh_moves_it_and_one_under_kvm_does_not():
+    still, live = held.script("g1", "10.77.1.5", True), held.script("g1", "10.77.1.5", False)
+    assert "--live" not in still
+    assert "--live --auto-converge" in live
+    for script in (still, live):
+        assert "--p2p --tls" in script
+        assert "--xml /run/bench-g1.xml" in script
+        assert "g1 qemu+tls://10.77.1.5/system tcp:10.77.1.5" in script
+
+
+OUTPUT = [
+    (0.0, ""),
+    (1.0, "PLAY [Hosts] ****"),
+    (1.5, "TASK [network : Make the bridge] ****"),
+    (2.0, "ok: [host01]"),
+    (2.5, "TASK [guest : Copy kernels] ****"),
+    (3.0, "RUNNING HANDLER [guest : Restart] ****"),
+    (3.25, "TASK [network : Make the bridge] ****"),
+    (4.0, "PLAY RECAP ****"),
+    (4.1, "head01   : ok=40   changed=0    unreachable=0    failed=0    skipped=6"),
+    (4.1, "host01                     : ok=52   changed=2    unreachable=0    failed=1    skipped=3"),
+]
+
+
+def test_the_seconds_of_a_playbooks_tasks_are_told_apart():
+    assert ansible.profile(OUTPUT) == {
+        "start": 1.5,
+        "network : Make the bridge": 1.75,
+        "guest : Copy kernels": 0.5,
+        "guest : Restart": 0.25,
+    }
+
+
+def test_what_a_playbook_changed_and_where_it_failed_is_read_from_its_recap():
+    assert ansible.recap(line for _, line in OUTPUT) == (2, 1)
+
+
+def test_the_parts_of_a_move_by_playbook_add_up_to_the_whole():
+    tasks = {
+        "host05": {
+            "Prepare the destination": {"_began": 11.0, "_ended": 11.5},
+            "Verify what has arrived": {"_began": 16.5, "_ended": 17.0},
+        },
+        "host04": {ansible.MOVE: {"_began": 11.75, "_ended": 16.25}},
+    }
+    moved = Moved(PlaybookResult(0, "successful", Path("log"), tasks), 10.0, 17.5, 3.0)
+    assert ansible.parts(moved) == {
+        "start": 1.0,
+        "Prepare the destination": 0.5,
+        "Verify what has arrived": 0.5,
+        f"{ansible.MOVE}, beyond the move": 1.5,
+        "between tasks": 0.5,
+        "end": 0.5,
+    }
+    assert sum(ansible.parts(moved).values()) + moved.moving_s == moved.ended - moved.began
