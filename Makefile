@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 SCALE ?= default
+# what ansible-test looks at: what says something about modules and a collection, beside what `make lint` does
+SANITY ?= ansible-doc compile ignores import line-endings runtime-metadata shebang validate-modules
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -68,6 +70,15 @@ lint: venv ## ruff, mypy strict, yamllint, ansible-lint production
 	yamllint --strict .
 	ansible-lint --profile production --offline
 
+.PHONY: collection
+collection: venv ## build the Ansible collection, in build/collection
+	python collection/build.py
+
+.PHONY: sanity
+sanity: venv ## ansible-test sanity on the collection, away from the checkout, whose ignored folders it would skip
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && python collection/build.py "$$folder" && \
+	  cd "$$folder/ansible_collections/failavoid/failavoid" && ansible-test sanity --python 3.11 $(addprefix --test ,$(SANITY))
+
 .PHONY: demo
 demo: venv ## make the testbed and run the demonstration (SCALE=default|rack|paper)
 	@python -m failavoid.demo --scale $(SCALE)
@@ -80,6 +91,11 @@ testbed: venv ## make the testbed's hosts and deploy everything on them
 test: test-tools ## unit tests, MPI tests, then all tests on one real testbed
 	@python -m failavoid.demo --scale default --testbed-only
 	python -m pytest tests/unit tests/mpi tests/testbed
+
+.PHONY: molecule
+molecule: venv ## each part's scenario on the testbed's hosts: checked, applied twice, looked at from the outside
+	@python -m failavoid.demo --scale default --testbed-only
+	molecule test --all
 
 .PHONY: faults
 faults: test-tools ## kill services, cut networks, stop the NFS server during evacuations, on the testbed

@@ -16,7 +16,7 @@ description:
 version_added: "0.1.0"
 options:
   project:
-    description: The checkout to pack.
+    description: The checkout to pack, or the folder C(share/failavoid) of an installed wheel.
     type: path
     required: true
   requirements:
@@ -48,8 +48,8 @@ author:
 EXAMPLES = r"""
 - name: Pack the services
   failavoid_bundle:
-    project: "{{ playbook_dir }}/.."
-    requirements: "{{ playbook_dir }}/../requirements/head.txt"
+    project: /usr/local/share/failavoid
+    requirements: /usr/local/share/failavoid/requirements/head.txt
     cache: /var/cache/failavoid
   delegate_to: localhost
 """
@@ -136,7 +136,9 @@ def find_uv(module: AnsibleModule) -> str:
     uv = Path(sys.executable).parent / "uv"
     found = str(uv) if uv.exists() else shutil.which("uv")
     if not found:
-        module.fail_json(msg=f"uv is not installed beside {sys.executable}: run 'make venv'")
+        module.fail_json(
+            msg=f"uv is not installed beside {sys.executable}: run 'make venv', or install the extra failavoid[deploy]"
+        )
     return str(found)
 
 

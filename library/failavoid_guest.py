@@ -121,8 +121,15 @@ guests:
       description: Its name.
       type: str
     state:
-      description: V(running), V(expected), V(moved) or V(absent).
+      description: V(running), V(expected), V(moved) or V(absent). In check mode the wanted state.
       type: str
+    cores:
+      description: The cores it is pinned to, for V(running) and V(moved).
+      type: list
+      elements: int
+    numa_node:
+      description: The NUMA node that its memory is to lie on, for V(running) and V(moved).
+      type: int
     pin_verified:
       description: Whether it really runs on its cores and its memory lies on its NUMA node.
       type: bool
@@ -130,12 +137,30 @@ guests:
       description: Where it does not, in words.
       type: list
       elements: str
+    pages_by_node:
+      description: NUMA node -> pages of its QEMU's memory that lie there.
+      type: dict
+    page_kb:
+      description: Size in kB of the pages that its memory really lies in.
+      type: int
+    boot_s:
+      description: Seconds from its start until it was up, if it was started or waited for now.
+      type: float
+    uuid:
+      description: What libvirt gives as its UUID, none if it knows no such guest. For O(state=info).
+      type: str
+    running:
+      description: Whether libvirt says that it runs. For O(state=info).
+      type: bool
+    noted:
+      description: What its state directory says of it, none if there is none. For O(state=info).
+      type: dict
     devices_missing:
       description: Why a guest that has arrived could not be given its devices here; empty if it has them.
       type: str
 boot_files:
   description: Kernels and initial RAM disks that guests can boot here.
-  returned: for O(state=expected)
+  returned: for O(state=expected), and in check mode
   type: list
   elements: str
 begun:
@@ -147,7 +172,7 @@ done:
   returned: always
   type: float
 migrations:
-  description: The same for V(arrived), under the name the controller looks for.
+  description: For V(arrived) the same as RV(guests), under the name the controller looks for.
   returned: for O(state=arrived)
   type: list
   elements: dict

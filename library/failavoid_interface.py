@@ -49,9 +49,24 @@ EXAMPLES = r"""
 
 RETURN = r"""
 interface:
-  description: The bridge as it is now.
-  returned: always
+  description: The bridge as it is now, empty if check mode found none.
+  returned: success
   type: dict
+  contains:
+    name:
+      description: Its name.
+      type: str
+    ports:
+      description: The interfaces that have joined it, without guests' taps.
+      type: list
+      elements: str
+    addresses:
+      description: Its IPv4 addresses with their prefix lengths.
+      type: list
+      elements: str
+    up:
+      description: Whether it is up.
+      type: bool
 """
 
 import json

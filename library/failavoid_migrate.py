@@ -111,8 +111,24 @@ migrations:
     guest:
       description: Its name.
       type: str
+    source:
+      description: The host that it moves away from.
+      type: str
+    destination:
+      description: The host that it moves to.
+      type: str
+    destination_address:
+      description: That host's address on the hosts' network.
+      type: str
+    cores:
+      description: The destination's cores that it is pinned to.
+      type: list
+      elements: int
+    numa_node:
+      description: The destination's NUMA node that its memory is to lie on.
+      type: int
     state:
-      description: V(moved), V(failed) or V(cancelled).
+      description: V(moved), V(failed) or V(cancelled), V(planned) in check mode.
       type: str
     elapsed_s:
       description: Seconds the move took.
@@ -123,6 +139,26 @@ migrations:
     bytes:
       description: Bytes sent.
       type: int
+    memory_bps:
+      description: Bytes of memory sent a second, as QEMU measures it.
+      type: int
+    iterations:
+      description: How many times QEMU went over the guest's memory.
+      type: int
+    remaining:
+      description: Bytes that were still to be sent when QEMU was last asked.
+      type: int
+    devices:
+      description: The destination's devices that take the place of those that are unplugged for the move.
+      type: list
+      elements: dict
+    error:
+      description: What went wrong, empty if nothing did.
+      type: str
+cancelled:
+  description: That the evacuation was given up before anything moved.
+  returned: when it was
+  type: bool
 opened:
   description: Seconds since the epoch when the gate opened.
   returned: when there was a gate

@@ -56,11 +56,14 @@ EXAMPLES = r"""
 RETURN = r"""
 host:
   description: What was found.
-  returned: always
+  returned: success
   type: dict
   contains:
     domain_type:
       description: V(kvm) or V(qemu).
+      type: str
+    probed:
+      description: What the probe found, none if none was started.
       type: str
     cores:
       description: The cores guests may use.

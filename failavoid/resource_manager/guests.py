@@ -1,4 +1,4 @@
-"""Guests on hosts: started by playbooks/launch.yml, removed by playbooks/remove.yml.
+"""Guests on hosts: started by playbooks/launch.yml, removed by playbooks/remove-guests.yml.
 
 A guest outlives its job, so that the same user's next job starts at once.
 """
@@ -103,11 +103,11 @@ class Guests:
                 state.note(PROGRAM, "guest removed", guest=guest.name, host=guest.host)
 
     def remove_on_hosts(self, guests: list[Guest]) -> None:
-        """Run remove.yml; a guest that its host still acts on is waited for. Raises GuestError."""
+        """Run remove-guests.yml; a guest that its host still acts on is waited for. Raises GuestError."""
         deadline = time.monotonic() + BOOT_S
         while guests:
             doomed = [{"name": guest.name, "host": guest.host, "uuid": guest.uuid} for guest in guests]
-            result = self._run("remove.yml", f"remove-{guests[0].name}", {"remove_guests": doomed})
+            result = self._run("remove-guests.yml", f"remove-{guests[0].name}", {"remove_guests": doomed})
             if result.ok and result.host_results:
                 return
             words = "; ".join(result.failures) or f"the playbook did nothing, see {result.log}"

@@ -117,7 +117,7 @@ class ByHand:
 
     def remove(self, host: str, *names: str, **words: Any) -> PlaybookResult:
         """Remove guests from a host."""
-        return self.play("remove.yml", remove_guests=[{"host": host, "name": name, **words} for name in names])
+        return self.play("remove-guests.yml", remove_guests=[{"host": host, "name": name, **words} for name in names])
 
     def run(self, name: str, *command: str) -> str:
         """Run a command as root inside a guest."""
@@ -144,7 +144,7 @@ class ByHand:
     def clear(self, *names: str) -> None:
         """Remove guests wherever they are, also those that a run that was killed has left."""
         self.play(
-            "remove.yml",
+            "remove-guests.yml",
             remove_guests=[{"host": host, "name": name} for host in self.site.groups["hypervisor"] for name in names],
         )
 

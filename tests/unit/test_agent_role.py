@@ -14,7 +14,8 @@ PLAYBOOK = """
   vars:
     agent_root: {root}
     agent_project: {project}
-  roles: [agent]
+  tasks:
+    - import_role: {{name: agent, tasks_from: {entry}.yml}}
 """
 INVENTORY = """
 head: {hosts: {localhost: {ansible_connection: local}}}
@@ -28,8 +29,8 @@ def install(tmp_path_factory):
     folder = tmp_path_factory.mktemp("role")
     (folder / "inventory.yml").write_text(INVENTORY)
 
-    def run(root, project=PROJECT):
-        (folder / "playbook.yml").write_text(PLAYBOOK.format(root=root, project=project))
+    def run(root, project=PROJECT, entry="main"):
+        (folder / "playbook.yml").write_text(PLAYBOOK.format(root=root, project=project, entry=entry))
         return subprocess.run(
             [
                 Path(sys.executable).parent / "ansible-playbook",
@@ -98,6 +99,14 @@ def test_a_project_that_is_none_is_refused_and_leaves_nothing(install, tmp_path)
     assert done.returncode != 0
     assert "agent_project" in done.stdout
     assert not (tmp_path / "root/opt/failavoid/lib/failavoid/agent").exists()
+
+
+def test_what_is_removed_is_all_that_was_installed(install, tmp_path):
+    assert install(tmp_path).returncode == 0
+    first, second = install(tmp_path, entry="absent"), install(tmp_path, entry="absent")
+    assert "failed=0" in first.stdout
+    assert not [path for path in tmp_path.rglob("*") if not path.is_dir()]
+    assert "changed=0" in second.stdout
 
 
 def test_the_agents_unit_keeps_the_hosts_own_proc():

@@ -171,7 +171,7 @@ def test_guests_that_do_not_come_up_fail_the_job_and_leave_nothing_behind(site):
     job = site.job(ident)
     assert (job.state, job.exit_status) == ("failed", 1)
     assert "Kernel panic" in job.message
-    assert len(site.played("remove.yml")[0]["remove_guests"]) == 4
+    assert len(site.played("remove-guests.yml")[0]["remove_guests"]) == 4
     assert site.guests() == {}
 
 
@@ -184,7 +184,7 @@ def test_a_playbook_that_names_no_guest_has_started_none(site, monkeypatch):
 
 
 def test_a_guest_that_can_be_neither_started_nor_removed_keeps_its_address_from_others(site):
-    site.fail.update({"launch.yml": "host1 is silent", "remove.yml": "host1 is silent"})
+    site.fail.update({"launch.yml": "host1 is silent", "remove-guests.yml": "host1 is silent"})
     site.ask(hosts=1, guests_per_host=1)
     site.until(lambda: set(site.pools().values()) == {"free"}, "hosts are not free")
     (left,) = site.guests().values()
@@ -545,7 +545,7 @@ def test_a_guest_that_no_job_uses_can_be_removed(site):
     job = site.ready(hosts=1)
     assert site.api.delete(f"/guests/{job.guests[0]}", headers=OPERATOR).status_code == 409
     site.end(job.id)
-    site.fail["remove.yml"] = "host1 is silent"
+    site.fail["remove-guests.yml"] = "host1 is silent"
     assert site.api.delete(f"/guests/{job.guests[0]}", headers=OPERATOR).status_code == 502
     assert site.guests()[job.guests[0]].state == "lost"
     site.fail.clear()
@@ -557,10 +557,10 @@ def test_a_guest_that_its_host_still_acts_on_is_waited_for(site, monkeypatch):
     monkeypatch.setattr(guests, "LOCKED_LOOK_S", 0.01)
     job = site.ready(hosts=1)
     site.end(job.id)
-    site.fail["remove.yml"] = ["host1: guest g0001 on host1 is locked by: start, process 7"]
+    site.fail["remove-guests.yml"] = ["host1: guest g0001 on host1 is locked by: start, process 7"]
     site.manager.guests.remove(job.guests)
     assert site.guests() == {}
-    assert len(site.played("remove.yml")) == 2
+    assert len(site.played("remove-guests.yml")) == 2
 
 
 # -- guests that are gone ----------------------------------------------------------------------------------------
@@ -676,7 +676,7 @@ def test_a_launch_that_a_crash_cut_short_is_done_anew(site):
     site.manager.recover()
     site.until(lambda: site.job(ident).state == "ready", "the job is not ready")
     acts = [playbook for playbook, _ in site.calls]
-    assert acts == ["launch.yml", "remove.yml", "launch.yml"]
+    assert acts == ["launch.yml", "remove-guests.yml", "launch.yml"]
     keys = site.played("launch.yml")[1]["launch_identities"]
     assert len(keys) == 4
     assert len(site.job(ident).known_hosts.splitlines()) == 4

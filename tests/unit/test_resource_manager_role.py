@@ -12,10 +12,10 @@ from failavoid.services import load_settings
 ROLE = Path(__file__).parents[2] / "roles/resource_manager"
 
 
-def settings(tmp_path, hosts, **variables):
-    """The settings for hosts, by name: their variables and what the role hypervisor found."""
+def settings(tmp_path, hosts, left_out=(), **variables):
+    """The settings for hosts, by name: their variables and what the role hypervisor found; some were left out."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"to_json": json.dumps, "bool": bool}
+    environment.filters |= {"to_json": json.dumps, "bool": bool, "zip": zip}
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
     found = {
         "memory_kb": 4096,
@@ -33,10 +33,13 @@ def settings(tmp_path, hosts, **variables):
         }
         for number, (name, changes) in enumerate(hosts.items(), 1)
     }
+    for name in left_out:
+        del hostvars[name]["hypervisor_found"]
     given = {
         **defaults,
         "ansible_managed": "made by a test",
         "hostvars": hostvars,
+        "_resource_manager_left_out": {"results": [{"item": name, "host": found, "boot_id": "b"} for name in left_out]},
         "resource_manager_hosts": list(hosts),
         "resource_manager_spares": 1,
         "resource_manager_head_address": "10.0.0.100",
@@ -52,6 +55,11 @@ def test_the_defaults_are_settings(tmp_path):
     made = settings(tmp_path, {"host01": {}})
     assert (made.warm_pools, made.hooks, made.compatible, made.share_cores) == ([], Hooks(), {}, False)
     assert made.hosts[0].numa == {"0": [0, 1]}
+
+
+def test_a_host_that_a_run_leaves_out_keeps_its_place(tmp_path):
+    everywhere = settings(tmp_path, {"host01": {}, "host02": {}})
+    assert settings(tmp_path, {"host01": {}, "host02": {}}, left_out=["host02"]) == everywhere
 
 
 def test_what_hosts_offer_comes_through(tmp_path):

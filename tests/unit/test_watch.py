@@ -95,7 +95,7 @@ def test_a_guest_that_was_moved_by_hand_is_not_lost_and_is_reported_where_it_is(
 
 def test_a_guest_that_was_given_up_and_still_runs_is_reported(site):
     site.end(site.ready(hosts=1, guests_per_host=1).id)
-    site.fail["remove.yml"] = "host1 is silent"
+    site.fail["remove-guests.yml"] = "host1 is silent"
     site.api.delete("/guests/g0001", headers=OPERATOR)
     look(site)
     assert words(site) == ["guest g0001 still runs on host1, but was given up"]

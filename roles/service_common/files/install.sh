@@ -1,7 +1,6 @@
 #!/bin/sh
 # Install the bundle as /opt/failavoid/venv-DIGEST, point /opt/failavoid/venv at it, make the site's secret and the
 # job users' tokens where they are missing. Says "changed" if it changed anything; may be run again at any time.
-# Ends with the public key by which the services reach the hosts.
 #   install.sh DIGEST PYTHON_VERSION [JOB_USER ...]
 set -eu
 umask 027
@@ -45,10 +44,7 @@ if [ "$(readlink /opt/failavoid/venv || true)" != "$new" ]; then
 fi
 
 secret=/etc/failavoid/secret
-if [ -n "${FAILAVOID_SECRET:-}" ] && [ "$(cat "$secret" 2>/dev/null || true)" != "$FAILAVOID_SECRET" ]; then
-  printf '%s\n' "$FAILAVOID_SECRET" >"$secret"
-  changed secret
-elif [ ! -s "$secret" ]; then
+if [ ! -s "$secret" ]; then
   head -c 48 /dev/urandom | base64 -w0 >"$secret"
   changed secret
 fi
@@ -73,4 +69,3 @@ for user in ${FAILAVOID_READERS:-}; do
   case " $* " in *" $user "*) continue ;; esac # a job user reads anyway
   token reader "$user" "/etc/failavoid/tokens/$user" "$user"
 done
-echo "public key: $(cat "$key.pub")"

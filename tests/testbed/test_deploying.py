@@ -1,0 +1,157 @@
+"""Deploying on the testbed as sites do: in part, interrupted, with a host that fails, with a secret from a vault."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.testbed.conftest import PROJECT
+
+PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
+ENVIRONMENT = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+LIMIT_S = 400
+
+
+def command(inventory, *words, playbook="site.yml"):
+    return [PLAYBOOK, "-i", inventory, PROJECT / "playbooks" / playbook, *words]
+
+
+def deploy(inventory, *words, playbook="site.yml"):
+    return subprocess.run(
+        command(inventory, *words, playbook=playbook),
+        cwd=PROJECT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT_S,
+    )
+
+
+def changed(done):
+    """The hosts on which something was changed."""
+    recap = done.stdout.split("PLAY RECAP")[1].strip().splitlines()[1:]
+    return [line.split()[0] for line in recap if "changed=" in line and "changed=0" not in line]
+
+
+@pytest.fixture
+def whole(inventory):
+    """The testbed is deployed as a whole when a test is done, whatever it did."""
+    yield inventory
+    done = deploy(inventory)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--limit", "host01"],
+        ["--limit", "head01"],
+        ["--limit", "head01:host01"],
+        ["--tags", "resource_manager"],
+        ["--tags", "agent"],
+        ["--tags", "hypervisor,guest,agent", "--limit", "host01"],
+    ],
+)
+def test_a_part_of_what_is_deployed_is_deployed_again_without_a_change(inventory, site, words):
+    before = site.run(site.head, "cat", "/etc/failavoid/resource_manager.yml", "/etc/failavoid/ssh/known_hosts")
+    done = deploy(inventory, *words)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert changed(done) == []
+    after = site.run(site.head, "cat", "/etc/failavoid/resource_manager.yml", "/etc/failavoid/ssh/known_hosts")
+    assert after == before
+
+
+def test_a_run_that_was_interrupted_is_continued_by_the_next(whole, site):
+    host = site.groups["hypervisor"][0]
+    site.run(host, "systemctl", "stop", "failavoid-agent")
+    site.run(host, "rm", "-rf", "/opt/failavoid/lib/.agent-digest", "/etc/systemd/system/failavoid-agent.service")
+    with subprocess.Popen(
+        command(whole), cwd=PROJECT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.startswith("TASK [agent : Write the agent's settings]"):
+                run.send_signal(signal.SIGINT)
+    assert run.returncode != 0
+    done = deploy(whole)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert changed(done) == [host]
+    assert site.run(host, "systemctl", "is-active", "failavoid-agent").strip() == "active"
+
+
+def test_a_host_that_fails_in_the_middle_is_named_and_takes_no_other_with_it(whole, inventory, site, tmp_path):
+    spoilt = site.groups["hypervisor"][1]
+    shutil.copytree(inventory, tmp_path / "site", symlinks=False)
+    variables = tmp_path / "site/host_vars" / f"{spoilt}.yml"
+    variables.parent.mkdir()
+    variables.write_text(yaml.safe_dump({"hypervisor_cores": [999]}))
+    done = deploy(tmp_path / "site")
+    assert done.returncode != 0
+    assert "hypervisor_cores names cores this host does not have: [999]" in done.stdout
+    for host in site.groups["hypervisor"]:
+        assert site.run(host, "systemctl", "is-active", "failavoid-agent").strip() == "active", host
+    for unit in ("monitor", "resource-manager", "controller"):
+        assert site.run(site.head, "systemctl", "is-active", f"failavoid-{unit}").strip() == "active", unit
+
+
+def secrets_of(site):
+    """The site's secret, and every token that was made from it and lies somewhere."""
+    found = {site.run(site.head, "cat", "/etc/failavoid/secret").strip()}
+    found |= set(site.run(site.head, "sh", "-c", "cat /etc/failavoid/tokens/*").split())
+    for host in site.groups["hypervisor"]:
+        settings = yaml.safe_load(site.run(host, "cat", "/etc/failavoid/agent.json"))
+        found.add(settings["token"])
+    return found
+
+
+WATCH = r"""
+for i in $(seq 1 400); do
+  cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\0' '\n'
+  sleep 0.1
+done
+"""
+
+
+def test_no_secret_is_in_what_ansible_says_or_in_any_process_list(inventory, site, tmp_path):
+    """Even if the secret comes from a vault, is new to the head, and everything is said aloud."""
+    secret = site.run(site.head, "cat", "/etc/failavoid/secret").strip()
+    given = tmp_path / "vault.yml"
+    given.touch(mode=0o600)
+    given.write_text(yaml.safe_dump({"service_common_secret": secret}))
+    site.run(site.head, "truncate", "--size", "-1", "/etc/failavoid/secret")  # so that it is written
+    watched = tmp_path / "watched"
+    with (
+        watched.open("w") as output,
+        subprocess.Popen(site.ssh(site.head, "sh", "-c", WATCH), stdout=output, stderr=subprocess.DEVNULL) as watch,
+    ):
+        done = deploy(inventory, "-vvvv", "--diff", "--extra-vars", f"@{given}")
+        watch.terminate()
+    assert done.returncode == 0, done.stdout[-3000:]
+    for one in secrets_of(site):
+        assert one not in done.stdout
+        assert one not in done.stderr
+        assert one not in watched.read_text()
+
+
+def test_no_secret_is_in_a_log(site):
+    secrets = secrets_of(site)
+    for host in [site.head, *site.groups["hypervisor"]]:
+        journal = site.run(host, "journalctl", "--no-pager", "--quiet", "--output", "cat", "--boot", check=False)
+        assert not [one for one in secrets if one in journal], host
+    logs = site.run(
+        site.head, "sh", "-c", "cat /var/lib/failavoid/*/playbooks/*.log /var/lib/failavoid/*/logs/*.log", check=False
+    )
+    assert not [one for one in secrets if one in logs]
+
+
+def test_the_inventory_of_the_testbed_is_right(inventory):
+    done = deploy(inventory, playbook="validate.yml")
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,121 @@
+"""What the playbooks do before they change anything, on this machine as if it were a site's hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parents[2]
+PLAYBOOKS = sorted(path.name for path in (PROJECT / "playbooks").glob("*.yml"))
+INVENTORIES = sorted(path.name for path in (PROJECT / "inventories").iterdir())
+FOR_A_SITE = [name for name in INVENTORIES if not name.startswith("testbed")]
+# what the services give to the playbooks that they run, as .ansible-lint has it
+GIVEN = yaml.safe_load((PROJECT / ".ansible-lint").read_text())["extra_vars"]
+
+
+def play(playbook, inventory, *words, **variables):
+    command = [
+        Path(sys.executable).parent / "ansible-playbook",
+        "-i",
+        inventory,
+        PROJECT / "playbooks" / playbook,
+        *words,
+    ]
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    given = ["--extra-vars", json.dumps(variables)] if variables else []
+    return subprocess.run([*command, *given], env=environment, capture_output=True, text=True, check=False)
+
+
+def assert_nothing_was_changed(done):
+    recap = done.stdout.split("PLAY RECAP")[1].strip().splitlines()[1:]
+    assert recap
+    assert all("changed=0" in line for line in recap), recap
+
+
+@pytest.fixture(scope="module")
+def inventory(tmp_path_factory):
+    """This machine as head and as two hosts."""
+    here = {"ansible_connection": "local"}
+    path = tmp_path_factory.mktemp("inventory") / "hosts.yml"
+    groups = {"head": {"hosts": {"head01": here}}, "hypervisor": {"hosts": {"host01": here, "host02": here}}}
+    path.write_text(yaml.safe_dump(groups))
+    return path
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS)
+def test_a_playbook_is_one_for_ansible(playbook):
+    done = play(playbook, PROJECT / "inventories/testbed", "--syntax-check", **GIVEN)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", INVENTORIES)
+def test_an_inventory_sets_only_variables_that_a_role_has(name):
+    options = set()
+    for specs in PROJECT.glob("roles/*/meta/argument_specs.yml"):
+        for entry in yaml.safe_load(specs.read_text())["argument_specs"].values():
+            options |= set(entry.get("options", {}))
+    roles = {path.name for path in (PROJECT / "roles").iterdir()}
+    of_a_host = {"testbed_host_class", "testbed_host_memory_mib", "testbed_host_binds"}
+    for file in (PROJECT / "inventories" / name).glob("group_vars/*/*.yml"):
+        for variable in yaml.safe_load(file.read_text()):
+            if any(variable.startswith(f"{role}_") for role in roles):
+                assert variable in options | of_a_host, file
+
+
+@pytest.mark.parametrize("name", FOR_A_SITE)
+def test_an_inventory_to_copy_is_wrong_in_nothing_but_that_its_hosts_are_not_there(name):
+    """Asked of this machine, in place of the hosts: what the inventory itself says must fit together."""
+    done = play("validate.yml", PROJECT / "inventories" / name, ansible_connection="local")
+    assert "hostnamectl" in done.stdout
+    for words in (
+        "The group",
+        "no spare",
+        "guest_network",
+        "guests' network",
+        "nfs_server_clients",
+        "the same address",
+    ):
+        assert words not in done.stdout, done.stdout
+
+
+def test_all_that_is_wrong_is_said_at_once_and_nothing_is_changed(inventory):
+    done = play("validate.yml", inventory)
+    assert done.returncode != 0
+    assert_nothing_was_changed(done)
+    for words in (
+        "The group 'monitor' must hold the head",
+        "resource_manager_guest_network is not set",
+        "call themselves",
+    ):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--limit", "host01"], ["--tags", "agent"], ["--limit", "host01", "--tags", "agent"]]
+)
+def test_no_way_of_deploying_goes_round_the_check(inventory, words):
+    done = play("site.yml", inventory, "--check", *words)
+    assert done.returncode != 0
+    assert done.stdout.count("PLAY [") == 1, done.stdout
+    assert_nothing_was_changed(done)
+
+
+def test_nothing_is_removed_unless_it_is_meant(inventory):
+    done = play("remove.yml", inventory)
+    assert done.returncode != 0
+    assert "This removes failavoid from head01, host01, host02." in " ".join(done.stdout.split())
+    assert_nothing_was_changed(done)
+
+
+def test_who_wants_to_remove_guests_does_not_remove_the_site(inventory):
+    guests = [{"host": "host01", "name": "g0001"}]
+    done = play("remove.yml", inventory, remove_confirmed=True, remove_guests=guests)
+    assert done.returncode != 0
+    assert "playbooks/remove-guests.yml" in done.stdout
+    assert_nothing_was_changed(done)

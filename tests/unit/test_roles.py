@@ -1,0 +1,143 @@
+"""What every role keeps to: documented variables, tags, a README that is true, units that may do what they must."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import jinja2
+import pytest
+import yaml
+
+ROLES = sorted(path for path in (Path(__file__).parents[2] / "roles").iterdir() if path.is_dir())
+PHASES = {"check", "install", "configure", "run", "remove"}
+SERVICES = ("agent", "controller", "monitor", "resource_manager")
+# `systemd-analyze security`: 0 is a unit that may do nothing, 10 one that may do anything. The agent is root, because
+# it looks at all processes, and keeps the host's own /proc.
+EXPOSURE = {"agent": 3.0, "controller": 1.7, "monitor": 1.7, "resource_manager": 1.7}
+# so that what it shares with a job's ranks is for the job's user alone
+AGENTS_CAPABILITIES = "CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE"
+
+every_role = pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+
+
+def load(path):
+    return yaml.safe_load(path.read_text()) if path.exists() else None
+
+
+def specs_of(role):
+    """Entry point -> its options."""
+    points = load(role / "meta/argument_specs.yml")["argument_specs"]
+    return {point: spec.get("options", {}) for point, spec in points.items()}
+
+
+def tasks_of(role):
+    """All tasks of a role with their tags, those of blocks with the block's."""
+
+    def unfold(tasks, tags):
+        for task in tasks:
+            own = {*tags, *task.get("tags", [])}
+            if "block" in task:
+                yield from unfold(task["block"], own)
+            else:
+                yield task, own
+
+    for file in sorted((role / "tasks").glob("*.yml")):
+        for task, tags in unfold(load(file), set()):
+            yield f"{file.name}: {task.get('name')}", task, tags
+
+
+@every_role
+def test_a_role_describes_every_entry_point(role):
+    assert set(specs_of(role)) == {file.stem for file in (role / "tasks").glob("*.yml")}
+
+
+@every_role
+def test_what_is_documented_as_a_default_is_the_default(role):
+    defaults = load(role / "defaults/main.yml") or {}
+    documented = {name for options in specs_of(role).values() for name in options}
+    assert set(defaults) <= documented
+    for point, options in specs_of(role).items():
+        for name, option in options.items():
+            assert option.get("default") == defaults.get(name), f"{point}: {name}"
+
+
+@every_role
+def test_a_default_is_of_the_type_that_is_documented(role):
+    kinds = {"bool": bool, "dict": dict, "float": (int, float), "int": int, "list": list, "path": str, "str": str}
+    for options in specs_of(role).values():
+        for name, option in options.items():
+            default = option.get("default")
+            templated = isinstance(default, str) and "{{" in default
+            assert default is None or templated or isinstance(default, kinds[option["type"]]), name
+
+
+@every_role
+def test_a_role_has_a_readme_that_names_only_variables_it_has(role):
+    text = (role / "README.md").read_text()
+    assert text.startswith(f"# {role.name}\n")
+    known = {name for options in specs_of(role).values() for name in options}
+    assert set(re.findall(rf"`({role.name}_[a-z_]+)", text)) <= known
+
+
+@every_role
+def test_a_readme_names_every_further_entry_point(role):
+    text = (role / "README.md").read_text()
+    assert set(re.findall(r"`tasks_from: (\w+)\.yml`", text)) == set(specs_of(role)) - {"main"}
+
+
+@every_role
+def test_every_task_can_be_chosen_by_its_role_and_by_what_it_is_for(role):
+    for where, task, tags in tasks_of(role):
+        assert role.name in tags, where
+        assert {f"{role.name}_{phase}" for phase in PHASES} & tags, where
+        assert task.get("name"), where
+
+
+@every_role
+def test_nothing_that_holds_a_key_or_a_token_is_shown(role):
+    for where, task, _ in tasks_of(role):
+        if "failavoid_token" in task or task.get("failavoid_certificates", {}).get("state") == "issued":
+            assert task.get("no_log") is True, where
+
+
+def unit(role):
+    """A service's unit as the role writes it with its defaults."""
+    name = role.replace("_", "-")
+    template = (ROLES[0].parent / role / f"templates/failavoid-{name}.service.j2").read_text()
+    defaults = load(ROLES[0].parent / role / "defaults/main.yml")
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string(template).render(defaults, ansible_managed="made by a test")
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_can_write_only_its_own_state_and_takes_only_its_share_of_memory(service):
+    settings = dict(line.split("=", 1) for line in unit(service).splitlines() if re.match(r"\w+=", line))
+    assert settings["ProtectSystem"] == "strict"
+    assert settings["NoNewPrivileges"] == "yes"
+    assert settings["CapabilityBoundingSet"] == (AGENTS_CAPABILITIES if service == "agent" else "")
+    assert settings["SystemCallFilter"] == "@system-service"
+    assert re.fullmatch(r"\d+[MG]", settings["MemoryMax"])
+    assert service == "agent" or settings["User"] == "failavoid"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_is_as_little_exposed_as_it_was(service, tmp_path):
+    path = tmp_path / f"failavoid-{service.replace('_', '-')}.service"
+    path.write_text(unit(service))
+    # the program that it starts is not on this machine, which is all the same for this
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--no-pager", "--offline=true", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert found, done.stderr
+    assert float(found[1]) <= EXPOSURE[service], done.stdout
+
+
+def test_the_nfs_servers_unit_is_hardened_as_far_as_a_file_server_can_be():
+    text = (ROLES[0].parent / "nfs_server/templates/hardening.conf.j2").read_text()
+    assert {"NoNewPrivileges=yes", "ProtectKernelModules=yes", "RestrictNamespaces=yes"} <= set(text.splitlines())

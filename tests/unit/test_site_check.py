@@ -1,0 +1,175 @@
+"""What is said of an inventory and its hosts before anything is changed on them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from failavoid.shared.site_check import Host, Site, problems
+from failavoid.shared.survey import Survey, look
+
+NOW = 1_000_000.0
+HEAD = ["head01"]
+WORKERS = ["host01", "host02", "host03"]
+
+
+def site(**changes):
+    groups = {"head": HEAD, "hypervisor": WORKERS}
+    groups |= dict.fromkeys(("nfs_server", "monitor", "resource_manager", "controller"), HEAD)
+    good = Site(
+        groups=groups,
+        guest_network="10.77.2.0/23",
+        prefix=16,
+        head_address="10.77.0.1",
+        nfs_clients=["10.77.0.0/16"],
+        ports={"monitor_port": 7411, "resource_manager_port": 7412, "controller_port": 7413},
+    )
+    return replace(good, **changes)
+
+
+def found(name, **changes):
+    """A host without a fault."""
+    address = "10.77.0.1" if name in HEAD else f"10.77.1.{name[-1]}"
+    survey = Survey(
+        hostname=name,
+        now=NOW,
+        cpu="EPYC 7402",
+        cpu_flags="aes avx2",
+        memory_kb=64 << 20,
+        kvm=True,
+        versions={"libvirt": "9.0.0", "qemu": "7.2.22"},
+        listeners=[
+            'tcp 0.0.0.0:22 users:(("sshd",pid=1,fd=3))',
+            'tcp 0.0.0.0:7411 users:(("failavoid-monit",pid=2,fd=3))',
+        ],
+        bridges=["br0"],
+        links=["br0", "eth0", "lo"],
+        addresses=["127.0.0.1", address],
+        file_system="ext4",
+        free_mib=9000,
+    )
+    seen = {key: value for key, value in changes.items() if key in Survey.__dataclass_fields__}
+    said = {key: value for key, value in changes.items() if key not in seen}
+    return Host(**{"name": name, "address": address, "asked": NOW - 1, "survey": replace(survey, **seen), **said})
+
+
+def told(changed=None, *, of="host02", **changes):
+    """What is said of a site without a fault but for ``changed`` in its inventory and ``changes`` of one host."""
+    hosts = [found(name, **(changes if name == of else {})) for name in [*HEAD, *WORKERS]]
+    return problems(site(**(changed or {})), hosts, NOW + 1)
+
+
+def test_a_good_site_has_no_problem():
+    assert told() == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"spares": 3}, ["no spare", "lists 3 host(s)", "lower failavoid_spares"]),
+        ({"spares": 0}, ["failavoid_spares is 0", "Set it to 1 or more"]),
+        ({"guest_network": ""}, ["resource_manager_guest_network is not set", "10.77.2.0/23"]),
+        ({"guest_network": "10.77.2.1/23"}, ["is no network", "10.77.2.0/23"]),
+        ({"guest_network": "10.77.1.0/24"}, ["host01, host02, host03", "lie in the guests' network"]),
+        ({"guest_network": "10.78.0.0/24", "nfs_clients": []}, ["10.78.0.0/24", "not part of", "10.77.0.0/16"]),
+        ({"nfs_clients": ["10.77.0.0/24"]}, ["nfs_server_clients", "host01, host02, host03, guests (10.77.2.0/23)"]),
+        ({"nfs_clients": ["10.77.0.0/23"]}, ["nfs_server_clients shuts out guests (10.77.2.0/23)"]),
+    ],
+)
+def test_what_is_wrong_in_the_inventory_is_named_with_the_way_out(changed, named):
+    (problem,) = told(changed)
+    for words in named:
+        assert words in problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"address": "10.77.1.1", "addresses": ["10.77.1.1"]}, ["host01 and host02", "10.77.1.1", "ansible_host"]),
+        ({"survey": None}, ["do not answer over SSH: host02", "--limit"]),
+        ({"survey": None, "error": "sudo: a password is required"}, ["host02", "sudo: a password is required"]),
+        ({"hostname": "host01"}, ["host01 and host02 call themselves host01", "hostnamectl"]),
+        ({"hostname": "localhost.localdomain"}, ["host02 calls itself localhost", "hostnamectl set-hostname host02"]),
+        ({"python": [3, 7]}, ["host02 has Python 3.7", "3.9"]),
+        ({"init": "openrc"}, ["host02", "openrc", "systemd"]),
+        ({"memory_kb": 500_000}, ["host02 has 488 MiB"]),
+        ({"now": NOW + 60}, ["host02's clock is 59 s ahead of", "chrony"]),
+        ({"now": NOW - 60}, ["host02's clock is 59 s behind", "chrony"]),
+        ({"bridges": []}, ["host02 has no bridge br0", "network_uplink"]),
+        ({"uplink": "eth7"}, ["host02: network_uplink is eth7", "br0, eth0, lo"]),
+        ({"addresses": ["192.0.2.1"]}, ["host02 is reached at 10.77.1.2", "192.0.2.1"]),
+        ({"listeners": ['tcp *:16514 users:(("java",pid=3,fd=1))']}, ["host02: port 16514", '"java"']),
+        ({"versions": {"qemu": "10.0.2"}}, ["versions of qemu: 10.0.2 on host02; 7.2.22 on host01, host03"]),
+        ({"versions": {"libvirt": "11.3.0"}}, ["versions of libvirt: 11.3.0 on host02"]),
+        ({"cpu": "Xeon 6130"}, ["host02 is the only host of its hardware class (Xeon 6130)", "guest_cpu_model"]),
+        ({"cpu_flags": "aes avx2 avx512f"}, ["host02 has avx512f", "guest_cpu_model"]),
+        (
+            {"of": "head01", "listeners": ['udp *:7411 users:(("nc",pid=3,fd=1))']},
+            ["head01", "*:7411", '"nc"', "monitor_port"],
+        ),
+        ({"of": "head01", "listeners": ["tcp [::]:2049"]}, ["Ports that failavoid needs on head01", "[::]:2049"]),
+        ({"of": "head01", "file_system": "overlay"}, ["head01", "overlay", "nfs_server_store"]),
+        ({"of": "head01", "free_mib": 100}, ["head01 has 100 MiB free", "2048 MiB"]),
+    ],
+)
+def test_what_is_wrong_with_a_host_is_named_with_the_way_out(changes, named):
+    (problem,) = told(**changes)
+    for words in named:
+        assert words in problem
+
+
+def test_a_name_that_can_not_be_used_is_named():
+    workers = ["host01", "Host_2", "host03"]
+    hosts = [found(name) for name in [*HEAD, "host01", "host03"]] + [replace(found("host02"), name="Host_2")]
+    (problem,) = problems(site(groups={**site().groups, "hypervisor": workers}), hosts, NOW + 1)
+    assert "'Host_2' is not allowed" in problem
+
+
+def test_services_elsewhere_than_on_the_head_are_named_group_by_group():
+    groups = {**site().groups, "monitor": ["host01"], "controller": []}
+    first, second = told({"groups": groups})
+    assert "'monitor' must hold the head" in first
+    assert "it holds host01" in first
+    assert "'controller' must hold the head" in second
+
+
+def test_processors_may_differ_where_guests_do_not_see_them():
+    for alike in ({"cpu_model": "EPYC"}, {"emulated": True}, {"kvm": False}):
+        hosts = [found(name, cpu=f"CPU {name}", cpu_flags=name, **alike) for name in [*HEAD, *WORKERS]]
+        assert problems(site(), hosts, NOW + 1) == []
+
+
+def test_versions_may_differ_while_hosts_are_upgraded():
+    assert told({"mixed_versions": True}, versions={"qemu": "10.0.2"}) == []
+
+
+def test_a_host_may_be_the_only_one_of_its_class_that_this_run_looks_at():
+    hosts = [found("head01"), found("host01"), *(found(name, survey=None, left_out=True) for name in WORKERS[1:])]
+    assert problems(site(), hosts, NOW + 1) == []
+
+
+def test_a_lone_host_may_have_a_class_that_another_takes():
+    assert told({"compatible": {"old": ["EPYC 7402"]}}, hardware_class="old") == []
+
+
+def test_a_host_that_is_left_out_is_not_missed():
+    assert told(survey=None, left_out=True) == []
+
+
+def test_a_busy_machine_takes_no_clock_for_wrong():
+    """A host is asked and answers somewhere between two moments; only a clock outside them is surely wrong."""
+    hosts = [replace(found(name), asked=NOW - 300) for name in [*HEAD, *WORKERS]]
+    assert problems(site(), hosts, NOW + 300) == []
+
+
+def test_all_problems_are_told_at_once():
+    assert len(told({"spares": 0, "guest_network": ""}, python=[3, 7], bridges=[])) == 4
+
+
+def test_looking_at_this_machine_changes_nothing_and_tells_figures(tmp_path):
+    seen = look(str(tmp_path / "store"))
+    assert seen.memory_kb > 0
+    assert "127.0.0.1" in seen.addresses
+    assert seen.file_system
+    assert not any(tmp_path.iterdir())
