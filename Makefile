@@ -9,8 +9,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 PACKAGES := binutils gcc libvirt-dev make pkg-config python3-dev python3-venv \
   fuse3 iproute2 lxcfs mmdebstrap openmpi-bin openssh-client procps python3-mpi4py python3-numpy systemd-container
-# for the tests of the MPI wrapper: the compilers of both MPIs
-TEST_PACKAGES := gfortran libmpich-dev libopenmpi-dev mpich
+# for tests alone: the compilers of both MPIs, a browser for the display, Prometheus for what it scrapes
+TEST_PACKAGES := chromium gfortran libmpich-dev libopenmpi-dev mpich prometheus
 define install_packages
 	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(1) 2>&1 | awk '!/^installed /'); \
 	if [ -n "$$missing" ]; then echo "== installing Debian packages"; apt-get -q update && \
@@ -38,7 +38,8 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml
 	@touch $@
 
 .PHONY: test-tools
-test-tools: venv .venv-mpich/.installed ## make .venv-mpich too, and install the compilers of both MPIs
+test-tools: venv .venv-mpich/.installed ## make .venv-mpich too, and install what tests alone need
+	$(call install_packages,$(TEST_PACKAGES))
 
 .PHONY: venv
 venv: $(VENV)/.installed ## make .venv with pinned versions

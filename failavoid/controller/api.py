@@ -9,8 +9,10 @@ from fastapi import Body, FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
+from failavoid.controller import metrics
 from failavoid.controller.controller import Controller, RequestError
 from failavoid.controller.manager import ManagerError
+from failavoid.exposition import registry_of, serve_metrics
 from failavoid.services import make_app, require
 from failavoid.shared.messages import Alarm, Evacuation, Events, Guest, GuestReport, from_dict, to_dict
 from failavoid.shared.names import check_domain, check_name
@@ -23,6 +25,7 @@ _LONGEST_REASON = 500
 def build_app(controller: Controller, secret: bytes) -> FastAPI:
     """Make the API of ``controller``. Polls are asynchronous, so that all guests can wait at once."""
     app = make_app("failavoid controller", secret)
+    serve_metrics(app, registry_of(lambda: metrics.collect(controller)))
     around = controller.around
 
     @app.exception_handler(RequestError)

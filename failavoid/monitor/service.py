@@ -12,11 +12,13 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 
+from failavoid.exposition import serve_metrics
 from failavoid.monitor.alarms import AlarmSender
 from failavoid.monitor.archive import Archive
 from failavoid.monitor.evaluation import Evaluator
 from failavoid.monitor.findings import of_nodes
 from failavoid.monitor.groups import Follower
+from failavoid.monitor.metrics import Metrics
 from failavoid.monitor.migrations import MigrationTimes
 from failavoid.monitor.scores import score
 from failavoid.monitor.settings import Settings
@@ -47,6 +49,7 @@ class Monitor:
         self.evaluator = Evaluator(settings, self.state, self.follower.has_room_for)
         self.sender = AlarmSender(settings.controller, token, self.follower.is_member)
         self.migrations = MigrationTimes(settings.controller, token)
+        self.metrics = Metrics(settings, self.store, self.state, self.evaluator.findings, self.horizon_s)
         keeps = settings.state and settings.archive_mb
         self.archive = Archive(Path(settings.state) / "archive", settings.archive_mb) if keeps else None
         context = Context(settings.listen, settings.port, secret, self.store, self.follower.is_guest)
@@ -110,7 +113,9 @@ class Monitor:
 
     def _judge(self, when: float) -> None:
         collection, groups = self.store.collect(when), self.follower.groups()
-        decision = self.evaluator.evaluate(collection, groups, horizon_s=self.horizon_s())
+        with self.metrics.judging.time():
+            decision = self.evaluator.evaluate(collection, groups, horizon_s=self.horizon_s())
+        self.metrics.count(decision.raised, decision.withdrawn)
         for alarm in decision.raised:
             self.sender.send(alarm)
         for alarm in decision.withdrawn:
@@ -130,6 +135,7 @@ class Monitor:
 def build_app(monitor: Monitor, secret: bytes) -> FastAPI:
     """The monitor's API, as in docs/architecture.md."""
     app = make_app("failavoid monitor", secret)
+    serve_metrics(app, monitor.metrics.registry)
 
     @app.get("/samples")
     def samples() -> list[dict[str, Any]]:

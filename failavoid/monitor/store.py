@@ -102,6 +102,7 @@ class Store:
         self._stale_s = stale_s
         self._lock = threading.Lock()
         self._nodes: dict[str, _Node] = {}
+        self._received = self._lost = 0  # since the start, of nodes that were forgotten too
         self._past: deque[tuple[float, str, str, float, bytes]] = deque()
         self._columns: dict[str, int] = {}
         # each host's last samples, the oldest overwritten by the next
@@ -120,6 +121,8 @@ class Store:
             if node is None:
                 node = self._nodes[sample.node] = _Node()
             node.take(sample, arrived, lost)
+            self._received += 1
+            self._lost += lost
             self._past.append((arrived, sample.node, sample.kind, sample.time, body))
             while self._past[0][0] < arrived - self._history_s:
                 self._past.popleft()
@@ -175,6 +178,11 @@ class Store:
         with self._lock:
             found = sorted(self._nodes.items())
         return [node.health(now, self._stale_s) for _, node in found]
+
+    def counts(self) -> tuple[int, int]:
+        """Samples received and lost since the start."""
+        with self._lock:
+            return self._received, self._lost
 
     def drop_silent(self, now: float) -> list[tuple[str, str]]:
         """Forget nodes not heard of for ``history_s``; return (kind, name) of each."""
