@@ -52,12 +52,17 @@ def _line_of(text: str, message: str) -> str:
     return ""
 
 
-def make_app(title: str, secret: bytes) -> FastAPI:
-    """Make an API whose every route needs a valid token; `require` asks for more."""
+def make_app(title: str, secret: bytes, public: str | tuple[str, ...] = ()) -> FastAPI:
+    """Make an API whose every route needs a valid token; `require` asks for more.
+
+    What is below the paths ``public`` is for everybody: pages, which hold nothing of the site.
+    """
     app = FastAPI(title=title, docs_url=None, redoc_url=None)
 
     @app.middleware("http")
     async def check_token(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        if request.url.path.startswith(public):
+            return await call_next(request)
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             return _refusal(401, "a token is needed: send the header 'Authorization: Bearer TOKEN'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -74,9 +75,8 @@ class Archive:
 
     def _run(self) -> None:
         while (segment := self._queue.get()) is not None:
-            stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(segment.times[0]))
             try:
-                write_segment(self._folder / f"{stamp}.npz", segment)
+                write_segment(self._folder / f"{_stem(segment.times[0])}.npz", segment)
                 self._make_room()
                 trouble = ""
             except OSError as error:
@@ -95,26 +95,32 @@ class Archive:
             path.unlink(missing_ok=True)
             total -= size
 
-    def recent(self, since: float) -> Iterator[tuple[Collection, list[Group]]]:
-        """What was kept since then, the oldest first; a damaged file is left out, and said."""
-        name = time.strftime("%Y%m%d-%H%M%S", time.gmtime(since - SEGMENT_S))
+    def recent(self, since: float, until: float = math.inf) -> Iterator[tuple[Collection, list[Group]]]:
+        """What was kept of this time, the oldest first; a damaged file is left out, and said."""
+        first = _stem(since - SEGMENT_S)
+        last = _stem(until) if math.isfinite(until) else ""
         for path in sorted(self._folder.glob("*.npz")):
-            if path.stem < name:
+            if path.stem < first or (last and path.stem > last):
                 continue
             try:
                 segment = read_segment(path)
             except TraceError as error:
                 log.warning("%s", error)
                 continue
-            yield from _collections(segment, since)
+            yield from _collections(segment, since, until)
 
 
-def _collections(segment: Segment, since: float) -> Iterator[tuple[Collection, list[Group]]]:
+def _stem(when: float) -> str:
+    """The name of a file that begins then."""
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime(when))
+
+
+def _collections(segment: Segment, since: float, until: float) -> Iterator[tuple[Collection, list[Group]]]:
     hosts = {host: column for column, host in enumerate(segment.hosts)}
     place = {name: row for row, name in enumerate(segment.metrics)}
     order = [place.get(name, -1) for name in METRICS]  # another version's file may lack some
     for when, values in zip(segment.times, segment.values.astype(np.float64)):
-        if when >= since:
+        if since <= when <= until:
             rows = next((rows for begin, rows in reversed(segment.groups) if begin <= when), ())
             known = np.array([values[row] if row >= 0 else np.full(len(hosts), np.nan) for row in order])
             yield Collection(float(when), hosts, known), [Group(*row) for row in rows]

@@ -10,11 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 from fastapi import FastAPI, Response
 
 from failavoid.exposition import serve_metrics
 from failavoid.monitor.alarms import AlarmSender
 from failavoid.monitor.archive import Archive
+from failavoid.monitor.display import api as display_api
+from failavoid.monitor.display.display import Display
+from failavoid.monitor.evacuations import EvacuationFollower
 from failavoid.monitor.evaluation import Evaluator
 from failavoid.monitor.findings import of_nodes
 from failavoid.monitor.groups import Follower
@@ -52,6 +56,9 @@ class Monitor:
         self.metrics = Metrics(settings, self.store, self.state, self.evaluator.findings, self.horizon_s)
         keeps = settings.state and settings.archive_mb
         self.archive = Archive(Path(settings.state) / "archive", settings.archive_mb) if keeps else None
+        controller = httpx.Client(base_url=settings.controller, headers={"Authorization": f"Bearer {token}"})
+        self.evacuations = EvacuationFollower(controller)
+        self.display = Display(settings, self.state, self.follower, self.evaluator, self.evacuations, self.archive)
         context = Context(settings.listen, settings.port, secret, self.store, self.follower.is_guest)
         self.sources = [open_source(source.kind, source.options, context) for source in settings.sources]
         self._stopped = threading.Event()
@@ -62,7 +69,7 @@ class Monitor:
         self._recall()
         if self.archive:
             self.archive.start()
-        for part in (*self.sources, self.follower, self.sender, self.migrations):
+        for part in self._parts():
             part.start()
         self._thread.start()
 
@@ -70,11 +77,15 @@ class Monitor:
         """End all threads, and keep what is to be kept."""
         self._stopped.set()
         self._thread.join()
-        for part in (*self.sources, self.follower, self.sender, self.migrations):
+        for part in self._parts():
             part.stop()
         if self.archive:
             self.archive.stop()
         self.state.close()
+
+    def _parts(self) -> list[Any]:
+        parts = (self.follower, self.sender, self.migrations, self.evacuations, self.display)
+        return [*self.sources, *parts]
 
     def horizon_s(self) -> float:
         """A failure predicted within this time is danger, if the settings' own horizon is not longer."""
@@ -120,6 +131,7 @@ class Monitor:
             self.sender.send(alarm)
         for alarm in decision.withdrawn:
             self.sender.withdraw(alarm)
+        self.display.take(collection)
         if self.archive:
             self.archive.add(collection, groups)
 
@@ -134,8 +146,9 @@ class Monitor:
 
 def build_app(monitor: Monitor, secret: bytes) -> FastAPI:
     """The monitor's API, as in docs/architecture.md."""
-    app = make_app("failavoid monitor", secret)
+    app = make_app("failavoid monitor", secret, public=display_api.PAGES)
     serve_metrics(app, monitor.metrics.registry)
+    display_api.add(app, monitor.display, monitor.store, monitor.evacuations)
 
     @app.get("/samples")
     def samples() -> list[dict[str, Any]]:

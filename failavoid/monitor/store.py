@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -158,6 +159,11 @@ class Store:
         with self._lock:
             found = [node.sample for _, node in sorted(self._nodes.items())]
         return [sample for sample in found if sample is not None]
+
+    def cores(self, hosts: Iterable[str]) -> dict[str, list[float]]:
+        """Share of each core in use, by the last sample of each of these hosts that has sent one."""
+        with self._lock:
+            return {host: node.sample.cores for host in hosts if (node := self._nodes.get(host)) and node.sample}
 
     def history(self, since: float) -> str:
         """All samples that arrived since then, oldest first, as the JSON of a list of Sample."""
