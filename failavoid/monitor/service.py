@@ -15,6 +15,7 @@ from fastapi import FastAPI, Response
 
 from failavoid.exposition import serve_metrics
 from failavoid.monitor.alarms import AlarmSender
+from failavoid.monitor.alerts import Alerter, Seen
 from failavoid.monitor.archive import Archive
 from failavoid.monitor.display import api as display_api
 from failavoid.monitor.display.display import Display
@@ -59,6 +60,8 @@ class Monitor:
         controller = httpx.Client(base_url=settings.controller, headers={"Authorization": f"Bearer {token}"})
         self.evacuations = EvacuationFollower(controller)
         self.display = Display(settings, self.state, self.follower, self.evaluator, self.evacuations, self.archive)
+        self.alerter = Alerter(settings.alerts, settings.display_url, self._seen)
+        self._began = time.time()
         context = Context(settings.listen, settings.port, secret, self.store, self.follower.is_guest)
         self.sources = [open_source(source.kind, source.options, context) for source in settings.sources]
         self._stopped = threading.Event()
@@ -84,8 +87,18 @@ class Monitor:
         self.state.close()
 
     def _parts(self) -> list[Any]:
-        parts = (self.follower, self.sender, self.migrations, self.evacuations, self.display)
+        parts = (self.follower, self.sender, self.migrations, self.evacuations, self.display, self.alerter)
         return [*self.sources, *parts]
+
+    def _seen(self) -> Seen:
+        return Seen(
+            now=time.time(),
+            since=self._began,
+            alarms=list(self.evaluator.alarms),
+            evacuations=list(self.evacuations.evacuations().values()),
+            findings=self.evaluator.findings.open(),
+            membership=self.follower.membership(),
+        )
 
     def horizon_s(self) -> float:
         """A failure predicted within this time is danger, if the settings' own horizon is not longer."""
