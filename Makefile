@@ -82,6 +82,7 @@ bench: test-tools ## measure; writes build/bench/*.json
 	python -m tests.bench
 	python -m tests.bench.barrier
 	python -m tests.bench.monitor
+	python -m tests.bench.display
 
 .PHONY: soak
 soak: venv ## fifty evacuations in a row under one job; writes build/soak/soak.json
