@@ -7,6 +7,7 @@ seconds, memory is kB as in /proc/meminfo, sizes of transfers are bytes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from dataclasses import dataclass, field
@@ -584,6 +585,9 @@ def from_dict(cls: Type[T], data: Any) -> T:
     return typing.cast(T, _decode(cls, data, cls.__name__))
 
 
+_hints = functools.lru_cache(maxsize=None)(typing.get_type_hints)  # finding them out takes longer than all the rest
+
+
 def _decode(kind: Any, data: Any, where: str) -> Any:
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind):
@@ -614,7 +618,7 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
 def _decode_dataclass(kind: Any, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{where}: an object is needed, not {type(data).__name__}")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}
     unknown = sorted(set(data) - set(known))
     if unknown:

@@ -100,8 +100,12 @@ def in_browser(url: str, count: int) -> dict[str, Any]:
             page = browser.new_page(viewport={"width": 1600, "height": 900})
             page.add_init_script(f"sessionStorage.setItem('failavoid-token', '{mint(SECRET, 'reader', 'bench')}')")
             page.goto(f"{url}/display/")
-            page.wait_for_function(f"window.failavoid?.copy.values.length === {count}", timeout=60_000)
-            page.wait_for_function(f"window.failavoid.rack.placed.tiles.size === {count}")
+            # the page's Content-Security-Policy forbids Playwright's own way of waiting
+            while page.evaluate("[window.failavoid.copy.values.length, window.failavoid.rack.placed.tiles.size]") != [
+                count,
+                count,
+            ]:
+                page.wait_for_timeout(100)
             found = page.evaluate(_MEASURE, [UPDATES])
             return {f"{name}_ms": _summary(found[key]) for name, key in (("draw", "drawn"), ("update", "updated"))}
         finally:

@@ -127,6 +127,17 @@ class Site(Machine):
 @contextlib.contextmanager
 def site(folder, mode="act", **settings):
     """(Site, URL of its display)."""
+    with (
+        surroundings(folder, mode) as (world, controller, manager),
+        Site(world, controller, manager, **settings).running() as made,
+        served(monitor_app(made.monitor, SECRET)) as url,
+    ):
+        yield made, url
+
+
+@contextlib.contextmanager
+def surroundings(folder, mode="act"):
+    """(World, URL of its controller, URL of its resource manager): what a monitor speaks with."""
     world = World(folder / "controller", mode=mode)
     for number, host in enumerate(world.manager.membership.hosts):
         host.domains = {"rack": "r1" if number < 3 else "r2"}
@@ -137,8 +148,7 @@ def site(folder, mode="act", **settings):
         stack.callback(world.alive.clear)
         controller = stack.enter_context(served(controller_app(world.controller, SECRET)))
         manager = stack.enter_context(served(playing_manager(lambda: world.manager.membership)))
-        made = stack.enter_context(Site(world, controller, manager, **settings).running())
-        yield made, stack.enter_context(served(monitor_app(made.monitor, SECRET)))
+        yield world, controller, manager
 
 
 def many(count, chassis=40, guests_per_host=2, job_hosts=100):

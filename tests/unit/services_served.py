@@ -8,9 +8,9 @@ import uvicorn
 
 
 @contextlib.contextmanager
-def served(app):
+def served(app, port=0):
     """The base URL of an app, which is served by a thread until the block ends."""
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = socket.create_server(("127.0.0.1", port))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

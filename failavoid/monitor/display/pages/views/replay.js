@@ -9,7 +9,7 @@ import { span, timeline } from "../timeline.js";
 const SPEEDS = [1, 4, 16];
 
 export function replayView({ copy, page, rack }, id) {
-  let recording = null, at = 0, last = null, playing = false, speed = 1, wanted;
+  let recording = null, begun = false, at = 0, last = null, playing = false, speed = 1, wanted;
   const note = h("p.soft", { role: "status" }, "Fetching the recording…"), picture = h("div"), when = h("span.soft");
   const play = h("button.act", { type: "button", onclick: () => run(!playing) }, "Play");
   const slider = h("input", { type: "range", min: 0, max: 1, step: "any", value: 0, "aria-label": "Moment", oninput: () => show(Number(slider.value)) });
@@ -18,19 +18,26 @@ export function replayView({ copy, page, rack }, id) {
 
   ask(`/live/evacuations/${id}/recording`).then((found) => {
     recording = { ...found, columns: new Map(found.hosts.map((host, column) => [host, column])), bytes: found.frames.map(decode) };
-    if (!found.times.length) {
-      note.textContent = "Nothing is kept of that time: the monitor's archive has gone beyond it, or there is none (archive_mb).";
-      return;
-    }
-    const one = copy.get("evacuation", id);
-    note.replaceChildren(hostLink(one.host), ` was left for ${one.spare ?? "a spare that was never found"}. Guests of other jobs are where they are now.`);
-    [slider.min, slider.max] = [found.times[0], found.times.at(-1)];
-    show(found.times[0]);
-    run(true);
+    begin();
   }).catch((error) => {
     note.className = "bad";
     note.textContent = error.message;
   });
+
+  /** Once both the recording and the evacuation are there. */
+  function begin() {
+    const one = copy.get("evacuation", id), times = recording?.times;
+    if (begun || !one || !times) return;
+    begun = true;
+    if (!times.length) {
+      note.textContent = "Nothing is kept of that time: the monitor's archive has gone beyond it, or there is none (archive_mb).";
+      return;
+    }
+    note.replaceChildren(hostLink(one.host), ` was left for ${one.spare ?? "a spare that was never found"}. Guests of other evacuations are where they are now.`);
+    [slider.min, slider.max] = [times[0], times.at(-1)];
+    show(times[0]);
+    run(true);
+  }
 
   function show(time) {
     at = time;
@@ -60,10 +67,10 @@ export function replayView({ copy, page, rack }, id) {
 
   return {
     kinds: ["evacuation"],
-    draw() {},
+    draw: begin,
     close: () => run(false),
     /** The rack as it was at this moment. */
-    scene: () => (recording?.times.length ? past(copy, copy.get("evacuation", id), recording, at) : null),
+    scene: () => (begun && recording.times.length ? past(copy, copy.get("evacuation", id), recording, at) : null),
   };
 }
 
