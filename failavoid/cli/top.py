@@ -55,7 +55,8 @@ def used(sample: Document | None) -> float | None:
 
 def picture(found: Document, height: int) -> Group:
     """All of it; so many hosts as there is room for, those that need attention first."""
-    membership, shown = found["membership"], []
+    membership = found["membership"]
+    shown: list[Text | Table] = []
     counts = Counter(host["pool"] for host in membership["hosts"])
     head = Text("  ").join(Text(f"{counts[pool]} {pool}", STYLES[pool]) for pool in POOLS)
     running = sum(job["ended"] is None for job in membership["jobs"])

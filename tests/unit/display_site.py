@@ -52,18 +52,15 @@ def playing_manager(membership):
 class Machine:
     """``used`` is each host's memory in use, which its samples tell of; what is None is silent."""
 
-    def __init__(self, membership, controller_url, manager_url, state="", port=None, **settings):
+    def __init__(self, membership, controller_url, manager_url, **settings):
         self.membership = membership
         self.used = {host.name: 0.3 for host in membership().hosts}
         self.settings = Settings(
             listen="127.0.0.1",
-            port=port or free_port(),
-            state=state,
+            port=free_port(),
             resource_manager=manager_url,
             controller=controller_url,
-            interval_s=INTERVAL_S,
-            stale_s=2.0,
-            **settings,
+            **{"interval_s": INTERVAL_S, "stale_s": 2.0, **settings},
         )
         self.monitor = Monitor(self.settings, SECRET)
         self._stopped = threading.Event()
@@ -82,7 +79,7 @@ class Machine:
 
     def _sample(self):
         rng = random.Random(1)
-        while not self._stopped.wait(INTERVAL_S):
+        while not self._stopped.wait(self.settings.interval_s):
             now = time.time()
             for host, used in list(self.used.items()):
                 if used is not None:

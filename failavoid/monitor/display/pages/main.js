@@ -22,7 +22,11 @@ const FIRST = { name: "", label: "memory in use", unit: "%", low: 0, high: 1 };
 let stream, view = { kinds: [], draw() {} }, now = null, coresTimer;
 
 const rack = new Rack(canvas, () => (now ??= view.scene?.() ?? live(copy, view.jobHosts?.() ?? null)), (host) => { location.hash = `#/host/${host}`; });
-const context = { copy, page, rack, metric: () => metrics().find((one) => one.name === copy.metric) ?? FIRST };
+const again = () => {
+  now = null;
+  rack.ask();
+};
+const context = { copy, page, rack, again, metric: () => metrics().find((one) => one.name === copy.metric) ?? FIRST };
 const metrics = () => copy.get("service", "monitor")?.metrics ?? [];
 
 // -- views ---------------------------------------------------------------------------------------------------------
@@ -51,10 +55,9 @@ function go() {
 }
 
 function redraw() {
-  now = null;
+  again();
   view.draw();
   view.tick?.();
-  rack.ask();
 }
 
 // -- what the monitor sends ----------------------------------------------------------------------------------------

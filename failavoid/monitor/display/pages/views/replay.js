@@ -8,7 +8,7 @@ import { span, timeline } from "../timeline.js";
 
 const SPEEDS = [1, 4, 16];
 
-export function replayView({ copy, page, rack }, id) {
+export function replayView({ copy, page, again }, id) {
   let recording = null, begun = false, at = 0, last = null, playing = false, speed = 1, wanted;
   const note = h("p.soft", { role: "status" }, "Fetching the recording…"), picture = h("div"), when = h("span.soft");
   const play = h("button.act", { type: "button", onclick: () => run(!playing) }, "Play");
@@ -45,7 +45,7 @@ export function replayView({ copy, page, rack }, id) {
     when.textContent = clock(time);
     const one = copy.get("evacuation", id);
     if (one) picture.replaceChildren(timeline(one, span(one, time)[1], time));
-    rack.ask();
+    again();
   }
 
   function run(on) {
