@@ -21,19 +21,18 @@ from typing import Any
 
 import httpx
 import numpy as np
-from playwright.sync_api import sync_playwright
 
 from failavoid.monitor.service import Monitor, build_app
 from failavoid.monitor.settings import Settings
 from failavoid.monitor.store import Collection
 from failavoid.shared.messages import METRICS
 from failavoid.shared.tokens import mint
+from tests.browser import chromium, opened, until
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from display_site import CORES, SECRET, TOTAL_KB, bearer, free_port, many
 from services_served import served
 
-CHROMIUM = "/usr/bin/chromium"
 SIZES = (100, 1_000, 10_000)
 BROWSERS, FIRST_S, LOOK_S, UPDATES = 20, 1.5, 10.0, 20
 NOWHERE = "http://127.0.0.1:1"
@@ -94,22 +93,11 @@ def machine(count: int) -> Any:
 
 def in_browser(url: str, count: int) -> dict[str, Any]:
     """Milliseconds in a real browser."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        try:
-            page = browser.new_page(viewport={"width": 1600, "height": 900})
-            page.add_init_script(f"sessionStorage.setItem('failavoid-token', '{mint(SECRET, 'reader', 'bench')}')")
-            page.goto(f"{url}/display/")
-            # the page's Content-Security-Policy forbids Playwright's own way of waiting
-            while page.evaluate("[window.failavoid.copy.values.length, window.failavoid.rack.placed.tiles.size]") != [
-                count,
-                count,
-            ]:
-                page.wait_for_timeout(100)
-            found = page.evaluate(_MEASURE, [UPDATES])
-            return {f"{name}_ms": _summary(found[key]) for name, key in (("draw", "drawn"), ("update", "updated"))}
-        finally:
-            browser.close()
+    with chromium() as browser, opened(browser, url, mint(SECRET, "reader", "bench")) as page:
+        until(page, f"window.failavoid.copy.values.length === {count}")
+        until(page, f"window.failavoid.rack.placed.tiles.size === {count}")
+        found = page.evaluate(_MEASURE, [UPDATES])
+    return {f"{name}_ms": _summary(found[key]) for name, key in (("draw", "drawn"), ("update", "updated"))}
 
 
 def _summary(taken: list[float]) -> dict[str, float]:

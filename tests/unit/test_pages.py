@@ -3,70 +3,28 @@
 Pictures of it are in build/display/.
 """
 
-import contextlib
 import re
 import time
-from pathlib import Path
 
 import pytest
 from display_site import SECRET, Machine, Site, many, playing_manager, site, surroundings
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from services_served import served
 
 from failavoid.monitor.service import build_app
 from failavoid.shared.tokens import mint
-
-CHROMIUM = Path("/usr/bin/chromium")
-PICTURES = Path(__file__).parents[2] / "build/display"
-MARKS = "host => window.failavoid.rack.scene().marksOf(host).map(mark => `${mark.text} ${mark.kind}`)"
-TAG = "host => window.failavoid.rack.scene().tagOf(host)"
-PATIENCE_MS = 20_000
+from tests.browser import MARKS, TAG, chromium, opened, picture, until
 
 
 @pytest.fixture(scope="module")
 def browser():
-    assert CHROMIUM.exists(), (
-        f"{CHROMIUM} is missing: it is Debian's package chromium, which 'make test-tools' installs"
-    )
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
-@contextlib.contextmanager
-def opened(browser, url, role="reader", at="", **options):
-    """A page of the display; what it logs or asks for elsewhere is an error."""
-    context = browser.new_context(viewport={"width": 1400, "height": 820}, **options)
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE_MS)
-    expect.set_options(timeout=PATIENCE_MS)
-    faults = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: request.url.startswith((url, "data:")) or faults.append(request.url))
-    if role:
-        page.add_init_script(f"sessionStorage.setItem('failavoid-token', '{mint(SECRET, role, 'ada')}')")
-    page.goto(f"{url}/display/{at}")
-    if role:
-        expect(page.locator("#link")).to_have_text("live")
-        until(page, "window.failavoid.copy.values.length > 0 && window.failavoid.copy.all('host').size > 0")
-    yield page
-    assert faults == []
-    context.close()
-
-
-def until(page, expression):
-    """Wait for what is so in the page; its Content-Security-Policy forbids Playwright's own way of waiting."""
-    end = time.monotonic() + PATIENCE_MS / 1000
-    while not page.evaluate(expression):
-        assert time.monotonic() < end, f"it did not come to {expression}"
-        page.wait_for_timeout(30)
-
-
-def picture(page, name):
-    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=PICTURES / f"{name}.png")
+def shown(browser, url, role="reader", at="", **options):
+    """A page of the display, for somebody of that role."""
+    return opened(browser, url, mint(SECRET, role, "ada") if role else "", at, **options)
 
 
 @pytest.fixture
@@ -77,7 +35,7 @@ def there(tmp_path):
 
 def test_whoever_has_no_token_or_a_wrong_one_is_asked_for_it_and_sees_nothing(browser, there):
     _, url = there
-    with opened(browser, url, role="") as page:
+    with shown(browser, url, role="") as page:
         expect(page.get_by_role("dialog")).to_contain_text("A token, please")
         page.fill("#token", mint(b"x" * 48, "operator", "eve"))
         page.keyboard.press("Enter")
@@ -91,7 +49,7 @@ def test_whoever_has_no_token_or_a_wrong_one_is_asked_for_it_and_sees_nothing(br
 
 def test_an_evacuation_is_seen_from_the_alarm_to_the_defunct_host(browser, there):
     made, url = there
-    with opened(browser, url) as page:
+    with shown(browser, url) as page:
         until(page, "window.failavoid.rack.cores.size === 5")
         assert page.evaluate(MARKS, "host1") == ["0 here", "1 here"]
         assert page.evaluate(TAG, "host4") == "spare"
@@ -135,7 +93,7 @@ def test_a_recorded_evacuation_is_replayed(browser, there):
     made.world.stuck = False
     ended = made.world.until_state(evacuation, "RETIRED")
     migrating = next(step for step in ended.steps if step.name == "migrating")
-    with opened(browser, url, at=f"#/evacuation/{evacuation.id}/replay") as page:
+    with shown(browser, url, at=f"#/evacuation/{evacuation.id}/replay") as page:
         page.get_by_role("button", name="Pause").click()
 
         def at(moment):
@@ -160,10 +118,10 @@ def test_a_reader_may_look_and_an_operator_cancel(browser, tmp_path):
         evacuation = made.world.alarm()
         made.world.until_state(evacuation, "LEASED")
         at = f"#/evacuation/{evacuation.id}"
-        with opened(browser, url, at=at) as page:
+        with shown(browser, url, at=at) as page:
             for name in ("Confirm", "Cancel"):
                 expect(page.get_by_role("button", name=name)).to_be_disabled()
-        with opened(browser, url, role="operator", at=at) as page:
+        with shown(browser, url, role="operator", at=at) as page:
             picture(page, "to-confirm")
             page.on("dialog", lambda dialog: dialog.accept("not now"))
             page.get_by_role("button", name="Cancel").click()
@@ -176,7 +134,7 @@ def test_an_operator_confirms(browser, tmp_path):
         made.world.ranks_behave()
         evacuation = made.world.alarm()
         made.world.until_state(evacuation, "LEASED")
-        with opened(browser, url, role="operator", at=f"#/evacuation/{evacuation.id}") as page:
+        with shown(browser, url, role="operator", at=f"#/evacuation/{evacuation.id}") as page:
             page.get_by_role("button", name="Confirm").click()
             expect(page.locator(".badge").first).to_have_text("retired")
         assert made.world.controller.run(evacuation.id).evacuation.confirmed_by == "ada"
@@ -184,7 +142,7 @@ def test_an_operator_confirms(browser, tmp_path):
 
 def test_the_keyboard_is_enough(browser, there):
     _, url = there
-    with opened(browser, url) as page:
+    with shown(browser, url) as page:
         page.locator("#rack").focus()
         page.keyboard.press("ArrowDown")
         page.keyboard.press("ArrowDown")
@@ -210,7 +168,7 @@ def test_the_keyboard_is_enough(browser, there):
 def test_a_host_is_drawn_among_its_peers_and_a_picked_job_stands_out(browser, there):
     made, url = there
     made.used["host1"] = 0.6
-    with opened(browser, url, at="#/host/host1") as page:
+    with shown(browser, url, at="#/host/host1") as page:
         expect(page.locator(".uplot canvas")).to_be_visible()
         expect(page.locator("aside")).to_contain_text(re.compile(r"memory in use (59|60|61) %"))
         expect(page.locator(".cores span")).to_have_count(8)
@@ -224,7 +182,7 @@ def test_a_host_is_drawn_among_its_peers_and_a_picked_job_stands_out(browser, th
 
 def test_another_metric_colours_the_machine(browser, there):
     _, url = there
-    with opened(browser, url) as page:
+    with shown(browser, url) as page:
         page.select_option("#metric", "cpu")
         until(page, "window.failavoid.copy.metric === 'cpu'")
         assert page.evaluate("window.failavoid.rack.share('host1')") == pytest.approx(0.9, abs=0.01)
@@ -237,7 +195,7 @@ def test_another_metric_colours_the_machine(browser, there):
 def test_a_page_stays_right_through_a_restart_of_the_monitor(browser, tmp_path):
     with surroundings(tmp_path) as (world, controller, manager):
         with Site(world, controller, manager).running() as made, served(build_app(made.monitor, SECRET)) as url:
-            context = opened(browser, url)
+            context = shown(browser, url)
             page = context.__enter__()
             first = page.evaluate("window.failavoid.stream.last.split('.')[0]")
         expect(page.locator("#link")).to_have_text("lost: trying on")
@@ -255,7 +213,7 @@ def test_a_page_stays_right_through_a_restart_of_the_monitor(browser, tmp_path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_fuller_host_is_told_by_lightness_alone_on_light_and_dark_paper(browser, there, scheme):
     _, url = there
-    with opened(browser, url, color_scheme=scheme) as page:
+    with shown(browser, url, color_scheme=scheme) as page:
         lightness = page.evaluate(
             """async () => {
               const { fill } = await import('/display/colours.js');
@@ -277,7 +235,7 @@ def test_ten_thousand_hosts_are_seen_as_one_and_can_be_looked_into(browser, tmp_
     membership = many(10_000)
     with served(playing_manager(lambda: membership)) as manager:
         machine = Machine(lambda: membership, "http://127.0.0.1:1", manager, interval_s=3.0, stale_s=20.0)
-        with machine.running(), served(build_app(machine.monitor, SECRET)) as url, opened(browser, url) as page:
+        with machine.running(), served(build_app(machine.monitor, SECRET)) as url, shown(browser, url) as page:
             until(page, "window.failavoid.rack.placed.tiles.size === 10000")
             until(page, "window.failavoid.rack.share('host09999') > 0")
             assert page.evaluate("window.failavoid.rack.visible().length") == 10_000

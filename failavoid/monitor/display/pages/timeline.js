@@ -3,7 +3,7 @@
 import { seconds, svg } from "./dom.js";
 
 const MEANING = {
-  alarm: "alarm accepted", leased: "spare leased", confirmed: "confirmed by an operator", noticed: "ranks told", prepare_destination: "spare prepared",
+  alarm: "alarm accepted", leased: "spare leased", planned: "planned", suspected: "host is suspect", confirmed: "operator's word", noticed: "ranks told", prepare_destination: "spare prepared",
   gathered: "ranks have stopped", migrating: "guests moved", verified: "guests verified", committed: "resource manager told",
   released: "ranks run again", retired: "host is defunct", checkpointed: "checkpoint written", cancelled: "given up", failed: "failed",
 };

@@ -63,7 +63,7 @@ export function evacuationView({ copy, page }, id) {
         facts([["job", jobLink(one.job)], ["host", hostLink(one.host)], ["spare", one.spare && hostLink(one.spare)], ["reason", one.reason],
           ["domain", one.domain], ["attempt", one.attempt > 1 && one.attempt], ["is to end", one.cancel],
           ["confirmed by", one.confirmed_by], ...Object.entries(one.failed_spares).map(([host, why]) => [`gave up ${host}`, why]),
-          ["plan", one.plan && `${one.plan.decision}, in ${seconds(one.plan.needed_s)}: ${one.plan.reasons.join("; ")}`]])));
+          ["plan", one.plan && `${one.plan.decision}: ${one.plan.reasons.join("; ").replace(`${one.plan.decision}: `, "")}`]])));
       const button = (kind, act, words, done) => h(`button.${kind}`, { type: "button", disabled: !mayAct(), title: mayAct() ? null : "An operator's token is needed.", onclick: () => order(act, done) }, words);
       acts.replaceChildren(...parts(
         open && one.needs_confirmation && !one.confirmed_by ? button("act", "confirm", "Confirm", "Confirmed.") : null,
