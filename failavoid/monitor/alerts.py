@@ -126,11 +126,19 @@ class Alerter:
             try:
                 deliver(receiver, alert, self._display_url)
             except (OSError, smtplib.SMTPException, httpx.HTTPError) as error:
+                why = _why(error)
                 if tries < TRIES:
-                    log.warning("%s can't be told of '%s' (%s); trying on", receiver.name, alert.subject, error)
+                    log.warning("%s can't be told of '%s' (%s); trying on", receiver.name, alert.subject, why)
                     self._pending.append((moment + RETRY_S * tries, tries + 1, receiver, alert))
                 else:
-                    log.error("%s could not be told of '%s': %s", receiver.name, alert.subject, error)
+                    log.error("%s could not be told of '%s': %s", receiver.name, alert.subject, why)
+
+
+def _why(error: Exception) -> str:
+    """What went wrong, without a webhook's URL, whose path may be a secret."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"it answered {error.response.status_code}"
+    return type(error).__name__ if isinstance(error, httpx.HTTPError) else str(error)
 
 
 def deliver(receiver: AlertSettings, alert: Alert, display_url: str) -> None:

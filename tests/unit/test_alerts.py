@@ -181,7 +181,8 @@ def test_a_receiver_that_does_not_answer_is_tried_again_some_times_and_its_secre
     for moment in range(0, 1000, 5):
         alerter._tell(float(moment))
     assert webhook.asked == alerts.TRIES
-    assert "could not be told of 'host1 is about to fail'" in caplog.text
+    assert "could not be told of 'host1 is about to fail': it answered 500" in caplog.text
+    assert "secret" not in caplog.text
     webhook.status = 200
     alerter._take({})
     alerter._take({"x": Alert("alarm", 0.0, "host1 is about to fail", "")})

@@ -54,7 +54,8 @@ class Display:
         self.watchers = 0
         self._state, self._follower = state, follower
         self._evaluator, self._evacuations, self._archive = evaluator, evacuations, archive
-        self._collection, self._values = _SILENT, np.zeros((len(NAMES), 0))
+        self._collection = _SILENT
+        self._shown = (0.0, np.zeros((len(NAMES), 0)))  # time and values of the last collection that was worked up
         self._frames: dict[str, tuple[float, str]] = {}
         self._membership: Membership | None = None
         self._heard_of = -1
@@ -88,16 +89,10 @@ class Display:
     def frame(self, metric: str) -> str:
         """The last values of a metric, as an event's JSON; made once for all browsers."""
         made = self._frames.get(metric)
-        if made is None or made[0] != self._collection.time:
-            text = json.dumps(
-                {
-                    "time": round(self._collection.time, 2),
-                    "metric": metric,
-                    "values": encode(self._values[NAMES.index(metric)]),
-                },
-                separators=(",", ":"),
-            )
-            made = self._frames[metric] = (self._collection.time, text)
+        time, values = self._shown
+        if made is None or made[0] != time:
+            document = {"time": round(time, 2), "metric": metric, "values": encode(values[NAMES.index(metric)])}
+            made = self._frames[metric] = (time, json.dumps(document, separators=(",", ":")))
         return made[1]
 
     def history(self, host: str, metric: str, since: float) -> HostHistory:
@@ -154,15 +149,14 @@ class Display:
         return np.concatenate([before, times]), np.concatenate([np.array([row for _, row in kept]), values])
 
     def _run(self) -> None:
-        shown = 0.0
         while self.running:
             self._ready.wait()
             self._ready.clear()
             try:
-                if self._collection.time != shown:
-                    shown = self._collection.time
-                    self._values = scaled(self._collection)
-                    self.recent.add(shown, self._values)
+                collection = self._collection
+                if collection.time != self._shown[0]:
+                    self._shown = (collection.time, scaled(collection))
+                    self.recent.add(*self._shown)
                 if self.watchers:
                     self.write_board()
                 self.news.bump()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import threading
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,8 +111,7 @@ def band(values: Floats, scales: float, floor: float) -> tuple[Floats, Floats, F
     if not values.size:
         nothing: Floats = np.full(len(values), np.nan)
         return nothing, nothing, nothing
-    with np.errstate(invalid="ignore"):
-        heard = np.isfinite(values).any(axis=1)
+    heard = np.isfinite(values).any(axis=1)
     centre, scale = np.full(len(values), np.nan), np.full(len(values), np.nan)
     centre[heard] = np.nanmedian(values[heard], axis=1)
     away = np.abs(values[heard] - centre[heard, None])
@@ -121,6 +119,6 @@ def band(values: Floats, scales: float, floor: float) -> tuple[Floats, Floats, F
     return centre, centre - scales * scale, centre + scales * scale
 
 
-def numbers(values: Floats | Sequence[float]) -> list[float | None]:
+def numbers(values: Floats) -> list[float | None]:
     """For JSON, which knows no NaN."""
     return [round(float(value), 4) if np.isfinite(value) else None for value in values]
