@@ -217,7 +217,7 @@ def test_each_browser_chooses_its_metric_and_a_wrong_one_is_named(there):
 
 def test_a_host_is_shown_over_time_among_its_peers(there):
     made, url = there
-    made.used["host1"] = 0.6
+    made.used["host1"] = 0.45
     since = time.time()
 
     def history():
@@ -228,7 +228,7 @@ def test_a_host_is_shown_over_time_among_its_peers(there):
     made.until(lambda: len(history().times) > 8)
     found = history()
     assert found.peers == 2
-    assert found.values[-1] == pytest.approx(0.6, abs=0.02)
+    assert found.values[-1] == pytest.approx(0.45, abs=0.02)
     assert found.centre[-1] == pytest.approx(0.3, abs=0.02)
     assert found.low[-1] < found.centre[-1] < found.high[-1] < found.values[-1]
     assert (found.threshold, found.failure) == (0.75, 0.9)
