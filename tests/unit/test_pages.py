@@ -6,12 +6,14 @@ Pictures of it are in build/display/.
 import re
 import time
 
+import numpy as np
 import pytest
 from display_site import SECRET, Machine, Site, many, playing_manager, site, surroundings
 from playwright.sync_api import expect
 from services_served import served
 
 from failavoid.monitor.service import build_app
+from failavoid.prediction.models import BINS, Distribution
 from failavoid.shared.tokens import mint
 from tests.browser import MARKS, TAG, chromium, opened, picture, until
 
@@ -178,6 +180,17 @@ def test_a_host_is_drawn_among_its_peers_and_a_picked_job_stands_out(browser, th
         dimmed = "['host1', 'host3', 'host4'].map(host => window.failavoid.rack.scene().dim(host))"
         assert page.evaluate(dimmed) == [False, False, True]
         picture(page, "job")
+
+
+def test_what_was_learned_is_drawn_with_where_the_hosts_stand(browser, there):
+    made, url = there
+    bins = np.arange(BINS)
+    counts = np.exp(-(((bins / BINS - 0.3) / 0.05) ** 2))
+    made.monitor.state.keep_distribution("job", "unavailable", Distribution(counts * 1000, 12))
+    with shown(browser, url, at="#/learned") as page:
+        expect(page.get_by_role("heading", name="job, 12 runs")).to_be_visible()
+        expect(page.locator("aside a", has_text="host")).to_have_count(3)
+        picture(page, "learned")
 
 
 def test_another_metric_colours_the_machine(browser, there):

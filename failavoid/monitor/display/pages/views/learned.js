@@ -3,8 +3,10 @@
 import { learnedChart } from "../charts.js";
 import { h, hostLink, parts, percent } from "../dom.js";
 
+const EVERY_S = 10;
+
 export function learnedView({ copy, page, metric }) {
-  let charts = [];
+  let charts = [], drawnAt = 0; // values of which time are drawn
   const close = () => {
     charts.forEach((chart) => chart.destroy());
     charts = [];
@@ -12,8 +14,13 @@ export function learnedView({ copy, page, metric }) {
   return {
     kinds: ["distribution", "job"],
     close,
+    /** Hosts go on: draw anew now and then. */
+    tick() {
+      if (copy.time - drawnAt >= EVERY_S) this.draw();
+    },
     draw() {
       close();
+      drawnAt = copy.time;
       const found = [...copy.all("distribution")];
       page.replaceChildren(h("h1", {}, "Learned"), h("p.lead", {}, found.length
         ? "How often hosts of an application had which share of their memory in use, over its completed jobs. Red: its hosts now."
