@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-PACKAGES := binutils gcc libvirt-dev make pkg-config python3-dev python3-venv \
+PACKAGES := binutils gcc gnutls-bin libvirt-dev make pkg-config python3-dev python3-venv \
   fuse3 iproute2 lxcfs mmdebstrap openmpi-bin openssh-client procps python3-mpi4py python3-numpy systemd-container
 # for tests alone: the compilers of both MPIs, a browser for the display, Prometheus for what it scrapes
 TEST_PACKAGES := chromium gfortran libmpich-dev libopenmpi-dev mpich prometheus

@@ -1,26 +1,68 @@
 """What the monitor, the resource manager and the controller have in common as processes.
 
-Settings from a YAML file, the token check of the HTTP API, long polls, the server.
+Settings from a YAML file, the token check of the HTTP API, long polls, the server and its clients, with TLS.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
+import sys
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import uvicorn
 import yaml
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import Depends, FastAPI, HTTPException, Request, Response, Security
+from fastapi.security import HTTPBearer
 
+from failavoid import __version__
+from failavoid.documents import PROBLEMS, describe, explain_refusals, refusal
+from failavoid.shared.http import THIS_MACHINE, keeps_tokens
 from failavoid.shared.messages import from_dict
 from failavoid.shared.tokens import Identity, InvalidTokenError, verify
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+READERS = ("service", "operator", "reader", "user")  # who may see a service's whole picture
+LONGEST_BODY = 4 << 20  # bytes; the longest document, of an evacuation of thousands of guests, has less than half
+_KEEP_ALIVE_S = 75  # longer than a long poll, so that agents and services keep their connections
+
+
+@dataclass(frozen=True)
+class Tls:
+    """A service's certificate and key, and the authority that has signed the other services': PEM files.
+
+    Not ``enabled``, a service listens without TLS: for tests, or behind a proxy on the same machine.
+    """
+
+    enabled: bool = True
+    certificate: str = "/etc/failavoid/tls/certificate.pem"
+    key: str = "/etc/failavoid/tls/key.pem"
+    authority: str = "/etc/failavoid/authority.pem"
+
+    def check(self, listen: str) -> None:
+        """Refuse to send tokens over a network in the clear. Raises ValueError."""
+        if not self.enabled and listen not in THIS_MACHINE:
+            raise ValueError(
+                f"setting 'tls' is not enabled, and 'listen' is {listen}: tokens would cross the network in the clear. "
+                "Listen on 127.0.0.1, or enable TLS"
+            )
+
+
+def check_url(name: str, url: str) -> None:
+    """Refuse a setting that is no URL of a service, or one over which tokens would cross a network in the clear.
+
+    Raises ValueError.
+    """
+    if not keeps_tokens(url):
+        raise ValueError(f"setting {name!r} is {url!r}; give it as https://ADDRESS:PORT")
 
 
 class SettingsError(Exception):
@@ -53,47 +95,53 @@ def _line_of(text: str, message: str) -> str:
 
 
 def make_app(title: str, secret: bytes, public: str | tuple[str, ...] = ()) -> FastAPI:
-    """Make an API whose every route needs a valid token; `require` asks for more.
+    """Make an API whose every route needs a valid token; each route names its roles by `require`.
 
     What is below the paths ``public`` is for everybody: pages, which hold nothing of the site.
+    Its OpenAPI is at /openapi.json, for whoever has a token.
     """
-    app = FastAPI(title=title, docs_url=None, redoc_url=None)
+    bearer = Security(HTTPBearer(auto_error=False, description="A token of this site: docs/architecture.md, Trust."))
+    app = FastAPI(
+        title=title, version=__version__, docs_url=None, redoc_url=None, dependencies=[bearer], responses=PROBLEMS
+    )
+    describe(app)
+    explain_refusals(app)
 
     @app.middleware("http")
     async def check_token(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         if request.url.path.startswith(public):
             return await call_next(request)
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            return _refusal(401, "a token is needed: send the header 'Authorization: Bearer TOKEN'")
         try:
+            if scheme.lower() != "bearer" or not token:
+                raise InvalidTokenError("a token is needed: send the header 'Authorization: Bearer TOKEN'")
             request.state.identity = verify(secret, token)
         except InvalidTokenError as error:
-            return _refusal(401, str(error))
+            address = request.client.host if request.client else "an unknown address"
+            log.warning("%r was refused to %s: %s", f"{request.method} {request.url.path}", address, error)
+            return refusal(401, str(error), {"WWW-Authenticate": "Bearer"})
+        if "Transfer-Encoding" in request.headers:
+            return refusal(411, "a body must come with its length: send the header Content-Length")
+        length = request.headers.get("Content-Length", "0")
+        if not length.isdecimal() or int(length) > LONGEST_BODY:
+            return refusal(413, f"the body has {length} bytes; at most {LONGEST_BODY} are taken")
         return await call_next(request)
 
-    @app.exception_handler(ValueError)
-    async def bad_value(_request: Request, error: ValueError) -> Response:
-        return _refusal(422, str(error))
-
     return app
-
-
-def _refusal(status: int, detail: str) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status_code=status)
 
 
 def require(*roles: str) -> Any:
     """A dependency that gives the caller's Identity, or 403 if its role is none of ``roles``.
 
-    Without roles any valid token will do.
+    Without roles it is one of READERS that will do.
     """
+    allowed = roles or READERS
 
     def identity(request: Request) -> Identity:
         caller: Identity = request.state.identity
-        if roles and caller.role not in roles:
+        if caller.role not in allowed:
             raise HTTPException(
-                403, f"a token of role {' or '.join(roles)} is needed; this one is of role {caller.role}"
+                403, f"a token of role {' or '.join(allowed)} is needed; this one is of role {caller.role}"
             )
         return caller
 
@@ -149,6 +197,46 @@ def set_up_logging() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-def run(app: FastAPI, listen: str, port: int) -> None:
-    """Serve ``app`` until SIGTERM. Long polls under way are cut off, so that a restart is quick."""
-    uvicorn.run(app, host=listen, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+def client(url: str, token: str, authority: str = "", **options: Any) -> httpx.Client:
+    """Make a client of the service at ``url``; ``options`` are httpx.Client's.
+
+    Over https it speaks with nobody whose certificate ``authority`` (a PEM file) has not signed. Raises SettingsError.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies, and at first trusts nobody
+    if url.startswith("https://"):
+        try:
+            context.load_verify_locations(authority)
+        except OSError as error:
+            raise SettingsError(
+                f"the site's authority can't be read from {authority!r} ({error.strerror or error}), and without it "
+                f"{url} can't be trusted: see tls.authority; the role hypervisor installs it (tasks_from head.yml)"
+            ) from error
+    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, verify=context, **options)
+
+
+def run(app: FastAPI, listen: str, port: int, tls: Tls) -> None:
+    """Serve ``app`` until SIGTERM. Long polls under way are cut off, so that a restart is quick.
+
+    A certificate that can't be used ends the process with one sentence.
+    """
+    config = uvicorn.Config(
+        app,
+        host=listen,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=1,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        ssl_certfile=tls.certificate if tls.enabled else None,
+        ssl_keyfile=tls.key if tls.enabled else None,
+    )
+    try:
+        config.load()
+    except OSError as error:
+        sys.exit(
+            f"{app.title}: certificate {tls.certificate} and key {tls.key} can't be used ({error.strerror or error}): "
+            "see tls in the settings; the role hypervisor installs them (tasks_from head.yml)"
+        )
+    if config.ssl is not None:
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+    uvicorn.Server(config).run()

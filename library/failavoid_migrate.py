@@ -57,7 +57,7 @@ options:
     type: int
     default: 3600
   token_file:
-    description: JSON file on the host with the C(token) for the gate.
+    description: JSON file on the host with the C(token) for the gate, and the C(authority) of its certificate.
     type: path
     default: /etc/failavoid/agent.json
 attributes:
@@ -136,7 +136,7 @@ class CancelledError(Exception):
     """The evacuation was cancelled while the module waited at the gate."""
 
 
-def wait_at_gate(url: str, token: str, timeout: float, aborted: Callable[[], bool]) -> float:
+def wait_at_gate(url: str, client: http.Client, timeout: float, aborted: Callable[[], bool]) -> float:
     """Return when the gate is open, as seconds since the epoch. Raises CancelledError, GuestError.
 
     A controller that is away for a while is waited for: it may be restarted in the middle of an evacuation.
@@ -147,7 +147,9 @@ def wait_at_gate(url: str, token: str, timeout: float, aborted: Callable[[], boo
         if aborted():
             raise CancelledError("the evacuation was given up")
         try:
-            gate = http.call("GET", f"{url}?timeout={POLL_S}", token, timeout=POLL_S + 10)
+            gate = client.call("GET", f"{url}?timeout={POLL_S}", timeout=POLL_S + 10)
+        except http.UntrustedError as error:  # waiting would not help
+            raise guests_here.GuestError(f"this host can't ask at the gate: {error}") from error
         except http.ApiError as error:
             if 400 <= error.status < 500:
                 raise guests_here.GuestError(f"the gate refuses this host: {error}") from error
@@ -161,10 +163,11 @@ def wait_at_gate(url: str, token: str, timeout: float, aborted: Callable[[], boo
     raise guests_here.GuestError(f"the gate {url} did not open within {timeout:.0f} s {problem}".rstrip())
 
 
-def token_of(path: str) -> str:
-    """The host's own token, for the gate. Raises GuestError."""
+def client_of(path: str) -> http.Client:
+    """A client with the host's own token, for the gate. Raises GuestError."""
     try:
-        return str(json.loads(Path(path).read_text())["token"])
+        settings = json.loads(Path(path).read_text())
+        return http.Client(str(settings["token"]), str(settings.get("authority") or ""))
     except (OSError, ValueError, KeyError) as error:
         raise guests_here.GuestError(f"the token for the gate can't be read from {path}: {error}") from error
 
@@ -229,8 +232,8 @@ def main() -> None:
             if module.check_mode:
                 module.exit_json(changed=True, migrations=[asdict(move) for move in moves])
             if params["gate_url"]:
-                token = token_of(params["token_file"])
-                said["opened"] = wait_at_gate(params["gate_url"], token, params["gate_timeout"], is_aborted)
+                client = client_of(params["token_file"])
+                said["opened"] = wait_at_gate(params["gate_url"], client, params["gate_timeout"], is_aborted)
             limits = migration.Limits(params["parallel"], params["stall_seconds"], params["seconds_per_gib"])
             said["changed"] = migration.start(migration.Record(params["evacuation"], moves, limits))
         else:

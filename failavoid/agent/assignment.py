@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from failavoid.agent.settings import Settings
-from failavoid.shared.http import ApiError, call
+from failavoid.shared.http import ApiError, Client
 from failavoid.shared.messages import Assignment, from_dict, to_dict
 
 POLL_S = 25.0  # the resource manager answers at the latest after that
@@ -23,7 +23,8 @@ IDENTITY = "/usr/lib/failavoid/guest-identity"  # knows how a guest takes its us
 def run(settings: Settings, identity: str = IDENTITY) -> None:
     """Wait until a job takes this guest, give it its user, and say so."""
     url = f"{settings.resource_manager.rstrip('/')}/guests/{settings.node}"
-    answer = _insist("GET", f"{url}/assignment?timeout={POLL_S:g}", settings.token, None)
+    client = Client(settings.token, settings.authority)
+    answer = _insist(client, "GET", f"{url}/assignment?timeout={POLL_S:g}", None)
     trouble = ""
     try:
         assignment = to_dict(from_dict(Assignment, answer))
@@ -32,16 +33,17 @@ def run(settings: Settings, identity: str = IDENTITY) -> None:
     except Exception as error:  # whatever it was, another guest must take this one's place
         trouble = f"{type(error).__name__}: {error}"
         _say(f"the guest could not take its user: {trouble}")
-    _insist("POST", f"{url}/assigned", settings.token, {"error": trouble})
+    _insist(client, "POST", f"{url}/assigned", {"error": trouble})
+    client.close()
 
 
-def _insist(method: str, url: str, token: str, body: Any) -> Any:
+def _insist(client: Client, method: str, url: str, body: Any) -> Any:
     """Call until there is an answer that says something (to a GET) or any (to a POST); refusals are answers too."""
     pause, troubled = PAUSE_S[0], False
     while True:
         asked = time.monotonic()
         try:
-            answer = call(method, url, token, body, timeout=POLL_S + 10)
+            answer = client.call(method, url, body, timeout=POLL_S + 10)
             pause, troubled = PAUSE_S[0], False
             if answer or method != "GET":
                 return answer

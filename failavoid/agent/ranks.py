@@ -16,7 +16,7 @@ import time
 
 from failavoid.agent.arrivals import Arrivals
 from failavoid.agent.settings import Settings
-from failavoid.shared.http import ApiError, call
+from failavoid.shared.http import ApiError, Client, call
 from failavoid.shared.messages import GuestReport, Notice, from_dict, to_dict
 from failavoid.shared.names import check_name
 from failavoid.shared.page import KINDS, RUN_DIR, PageError, PageWriter, Posted, job_folder, live_slots
@@ -44,7 +44,9 @@ class Ranks:
         self._guest = settings.node
         self._settings = settings  # a warm guest gets its user while the agent runs
         self._url = f"{settings.controller.rstrip('/')}/guests/{settings.node}"
-        self._token = settings.token
+        self._token, self._authority = settings.token, settings.authority
+        self._listening = Client(settings.token, settings.authority)  # a connection each for the two threads
+        self._reporting = Client(settings.token, settings.authority)
         self._run_dir = run_dir
         self._changed = threading.Condition()
         self._job = ""
@@ -59,7 +61,7 @@ class Ranks:
             asked = time.monotonic()
             try:
                 where = f"{self._url}/notice?after={serial}&timeout={POLL_S:g}"
-                answer = call("GET", where, self._token, timeout=POLL_S + 10)
+                answer = self._listening.call("GET", where, timeout=POLL_S + 10)
                 before, serial = serial, self._take(answer)
             except (ApiError, ValueError, PageError) as error:
                 if not troubled:
@@ -109,7 +111,7 @@ class Ranks:
         """Bring a word about a guest that has moved; one that does not get through is tried for a while."""
         for _ in range(ARRIVAL_TRIES):
             try:
-                call("POST", f"{self._url}/report", self._token, to_dict(report))
+                call("POST", f"{self._url}/report", self._token, to_dict(report), authority=self._authority)
                 return
             except ApiError as error:
                 _say(f"{report.state} of {report.about or self._guest} can't be told: {error}")
@@ -147,7 +149,7 @@ class Ranks:
                 time.sleep(LOOK_S)
                 continue
             try:
-                call("POST", f"{self._url}/report", self._token, to_dict(report))
+                self._reporting.call("POST", f"{self._url}/report", to_dict(report))
             except ApiError as error:
                 if not 400 <= error.status < 500:
                     if not troubled:

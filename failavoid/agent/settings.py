@@ -17,12 +17,14 @@ class Settings:
 
     ``monitor`` is the (address, port) samples go to, ``controller`` the base URL that a
     guest's agent asks for notices, ``resource_manager`` the one that a warm guest's asks for
-    its user, ``metrics`` the names to send (all if None), ``plugins`` modules that offer more
+    its user, ``authority`` the file of the authority that must have signed their certificates,
+    ``metrics`` the names to send (all if None), ``plugins`` modules that offer more
     (`failavoid.agent.ipmi`), ``job_user`` the user and the group (numbers) of the job's ranks
     in a guest: nobody else can touch what they share with the agent.
     """
 
     __slots__ = (
+        "authority",
         "controller",
         "interval_s",
         "job_user",
@@ -47,6 +49,7 @@ class Settings:
         resource_manager: str = "",
         job_user: tuple[int, int] | None = None,
         plugins: tuple[str, ...] = (),
+        authority: str = "",
     ) -> None:
         self.node = node
         self.kind = kind
@@ -58,6 +61,7 @@ class Settings:
         self.resource_manager = resource_manager
         self.job_user = job_user
         self.plugins = plugins
+        self.authority = authority
 
 
 def load(path: str) -> Settings:
@@ -99,6 +103,7 @@ def load(path: str) -> Settings:
         resource_manager=str(data.get("resource_manager") or ""),
         job_user=_job_user(path, data.get("job_user")),
         plugins=tuple(plugins),
+        authority=str(data.get("authority") or ""),
     )
 
 

@@ -6,13 +6,12 @@ or two.
 
 from __future__ import annotations
 
-import http.client
-import json
 import time
 import urllib.parse
 from typing import Any
 
-from failavoid.cli.settings import NO_SERVICE, NO_TOKEN, REFUSED, CliError, load, token
+from failavoid.cli.settings import NO_SERVICE, NO_TOKEN, NOT_TRUSTED, REFUSED, CliError, load, token
+from failavoid.shared import http
 
 RETRY_S = 1.0
 
@@ -39,28 +38,15 @@ def name(word: str) -> str:
 
 
 def _call(service: str, method: str, path: str, body: Any, timeout: float) -> Any:
-    url = getattr(load(), service)
-    headers = {"Authorization": f"Bearer {token()}", "Content-Type": "application/json"}
-    text = None if body is None else json.dumps(body)
-    parts = urllib.parse.urlsplit(url)
+    settings, spoken = load(), service.replace("_", " ")
+    url = getattr(settings, service)
     try:
-        maker = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = maker(parts.hostname or "", parts.port, timeout=timeout)
-        try:
-            connection.request(method, f"{parts.path}{path}", text, headers)
-            response = connection.getresponse()
-            answer = response.read().decode()
-        finally:
-            connection.close()
-        document = json.loads(answer) if answer else None
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise CliError(
-            f"the {service.replace('_', ' ')} does not answer at {url} ({error}): is it running?", NO_SERVICE
-        ) from error
-    if response.status < 400:
-        return document
-    detail = document.get("detail", document) if isinstance(document, dict) else document
-    raise CliError(
-        detail if isinstance(detail, str) else json.dumps(detail),
-        NO_TOKEN if response.status in (401, 403) else REFUSED,
-    )
+        return http.call(method, f"{url}{path}", token(), body, timeout, settings.authority)
+    except http.UntrustedError as error:
+        raise CliError(f"the {spoken} at {url} can't be trusted: {error.detail}", NOT_TRUSTED) from error
+    except http.ApiError as error:
+        if not error.status:
+            raise CliError(
+                f"the {spoken} does not answer at {url} ({error.detail}): is it running?", NO_SERVICE
+            ) from error
+        raise CliError(error.detail, NO_TOKEN if error.status in (401, 403) else REFUSED) from error

@@ -80,11 +80,11 @@ def line(event: Document) -> str:
     return f"{event['number']:>6} {tables.moment(event['time'])} {event['who']:<12} {words(event)}"
 
 
-def events(after: int, follow: bool, show: Any) -> None:
+def events(after: int, follow: bool, show: Any, service: str = "controller") -> None:
     """Pass on every event after a number to ``show``; with ``follow`` also those to come, for ever."""
     while True:
         wait = POLL_S if follow else 0.0
-        found = call("controller", "GET", f"/events?after={after}&timeout={wait:g}", timeout=POLL_S + 10)
+        found = call(service, "GET", f"/events?after={after}&timeout={wait:g}", timeout=POLL_S + 10)
         for event in found["events"]:
             show(event)
         if not found["events"] and not follow:

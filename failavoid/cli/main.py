@@ -1,7 +1,8 @@
 """`failavoid`: what runs where, and what an operator can do about it.
 
 Exit statuses: 0 done, 1 failed, 2 wrong words, 3 refused by a service, 4 no or the wrong token, 5 a service does not
-answer. `failavoid run` returns the program's own, or 75 if the job was lost with one of its guests.
+answer, 6 its certificate can't be trusted. `failavoid run` returns the program's own, or 75 if the job was lost with
+one of its guests.
 """
 
 # Modules are loaded by the command that needs them: a command is to answer at once.
@@ -29,7 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="For programs: the API's own 
 Place = Annotated[
     str, typer.Argument(help="A host, or a failure domain such as rack=r1.", autocompletion=completion.hosts)
 ]
-Reason = Annotated[str, typer.Option(help="Kept in the audit trail.")]
+Reason = Annotated[str, typer.Option(help="Kept in the audit log.")]
 F = TypeVar("F", bound=Callable[..., None])
 
 PLAYBOOK_S = 120.0  # a service that runs a playbook on a host answers when that is done
@@ -206,7 +207,7 @@ def events(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for events to come.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: a document a line.")] = False,
 ) -> None:
-    """The controller's audit trail: steps, alarms and requests, in one order."""
+    """The controller's audit log: steps, alarms and requests, in one order."""
     from failavoid.cli import evacuations
 
     evacuations.events(
@@ -214,7 +215,20 @@ def events(
     )
 
 
-# -- acting ------------------------------------------------------------------------------------------------------
+@command
+def audit(
+    about: Annotated[str, typer.Option(help="Only what speaks of this host, guest, job, alarm or evacuation.")] = "",
+    last: Annotated[str, typer.Option(help="Only what is that recent, e.g. 30m or 2:00:00.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: a document a line.")] = False,
+) -> None:
+    """The audit log of the site: who changed what, when and why."""
+    import time
+
+    from failavoid.cli import audit
+    from failavoid.cli.run import seconds
+
+    for event in audit.entries(time.time() - seconds(last) if last else 0.0, about):
+        print(json.dumps(event) if as_json else audit.line(event))
 
 
 @command
@@ -240,8 +254,6 @@ def findings(as_json: Json = False) -> None:
         return
     tables.findings(found)
 
-
-# -- acting ------------------------------------------------------------------------------------------------------
 
 # -- acting ------------------------------------------------------------------------------------------------------
 

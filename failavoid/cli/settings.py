@@ -17,6 +17,7 @@ WRONG_WORDS = 2
 REFUSED = 3  # the service said no
 NO_TOKEN = 4
 NO_SERVICE = 5
+NOT_TRUSTED = 6  # who answers has no certificate of the site's for that address
 
 
 class CliError(Exception):
@@ -29,19 +30,28 @@ class CliError(Exception):
 
 @dataclass
 class CliSettings:
-    """What `failavoid` can be told. ``mpi_network`` is the network MPI's connections use."""
+    """What `failavoid` can be told.
 
-    monitor: str = "http://127.0.0.1:7411"
-    resource_manager: str = "http://127.0.0.1:7412"
-    controller: str = "http://127.0.0.1:7413"
+    ``authority`` is the file of the site's authority, which must have signed the services' certificates;
+    ``mpi_network`` is the network MPI's connections use.
+    """
+
+    monitor: str = "https://127.0.0.1:7411"
+    resource_manager: str = "https://127.0.0.1:7412"
+    controller: str = "https://127.0.0.1:7413"
+    authority: str = "/etc/failavoid/authority.pem"
     mpi_network: str = ""
     mpi_arguments: list[str] = field(default_factory=list)
 
 
 def load(path: Path | None = None) -> CliSettings:
-    """Read the settings; FAILAVOID_{MONITOR,RESOURCE_MANAGER,CONTROLLER}_URL override them. Raises CliError."""
+    """Read the settings; FAILAVOID_{MONITOR,RESOURCE_MANAGER,CONTROLLER}_URL and _AUTHORITY override them.
+
+    Raises CliError.
+    """
     import yaml
 
+    from failavoid.shared.http import keeps_tokens
     from failavoid.shared.messages import from_dict
 
     path = path or SETTINGS
@@ -55,6 +65,14 @@ def load(path: Path | None = None) -> CliSettings:
         url = os.environ.get(f"FAILAVOID_{service.upper()}_URL")
         if url:
             setattr(settings, service, url.rstrip("/"))
+        given = getattr(settings, service)
+        if not keeps_tokens(given):
+            raise CliError(
+                f"the {service.replace('_', ' ')} is given as {given!r}: give it as https://ADDRESS:PORT, in {path} or "
+                f"FAILAVOID_{service.upper()}_URL, or your token would cross the network in the clear",
+                WRONG_WORDS,
+            )
+    settings.authority = os.environ.get("FAILAVOID_AUTHORITY") or settings.authority
     return settings
 
 

@@ -5,21 +5,36 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fastapi import Body, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
 
 from failavoid.controller import metrics
 from failavoid.controller.controller import Controller, RequestError
 from failavoid.controller.manager import ManagerError
+from failavoid.documents import After, Document, Nothing, Timeout, refusal
 from failavoid.exposition import registry_of, serve_metrics
 from failavoid.services import make_app, require
-from failavoid.shared.messages import Alarm, Evacuation, Events, Guest, GuestReport, from_dict, to_dict
+from failavoid.shared.messages import (
+    Alarm,
+    ControllerStatus,
+    Evacuation,
+    EvacuationRequest,
+    Events,
+    Gate,
+    Guest,
+    GuestReport,
+    MoveProgress,
+    Notice,
+    Plan,
+    Reason,
+    to_dict,
+)
 from failavoid.shared.names import check_domain, check_name
 from failavoid.shared.tokens import Identity
 
 _LONGEST_POLL_S = 60.0
 _LONGEST_REASON = 500
+_NO_REASON = Reason()
 
 
 def build_app(controller: Controller, secret: bytes) -> FastAPI:
@@ -30,21 +45,15 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
 
     @app.exception_handler(RequestError)
     async def not_granted(_request: Request, error: RequestError) -> Response:
-        return JSONResponse({"detail": str(error)}, status_code=error.status)
+        return refusal(error.status, str(error))
 
     @app.exception_handler(ManagerError)
     async def no_membership(_request: Request, error: ManagerError) -> Response:
-        return JSONResponse({"detail": f"{error}; try again later"}, status_code=503)
+        return refusal(503, f"{error}; try again later")
 
     def shown(evacuation: Evacuation | None) -> dict[str, Any]:
         with around.changed:
             return to_dict(evacuation) if evacuation else {}
-
-    def reason_in(document: Any) -> str:
-        """The optional reason of a request; free text, which never becomes a variable of a playbook."""
-        if not isinstance(document, dict) or not isinstance(document.get("reason", ""), str):
-            raise ValueError('this is asked for with {"reason": TEXT}')
-        return str(document.get("reason", ""))[:_LONGEST_REASON]
 
     def this_guest(name: str, caller: Identity) -> Guest:
         if caller.subject != name:
@@ -56,20 +65,20 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
             raise HTTPException(403, f"this token is of a guest {name} that is not there, or not any more")
         return guest
 
-    @app.get("/status")
+    @app.get("/status", response_model=ControllerStatus, dependencies=[require()])
     def status() -> dict[str, Any]:
         return to_dict(controller.status)
 
-    @app.post("/stop")
-    def stop(document: Any = Body(default={}), caller: Identity = require("operator")) -> dict[str, Any]:
-        return to_dict(controller.stop_evacuations(caller.subject, reason_in(document)))
+    @app.post("/stop", response_model=ControllerStatus)
+    def stop(said: Document[Reason] = _NO_REASON, caller: Identity = require("operator")) -> dict[str, Any]:
+        return to_dict(controller.stop_evacuations(caller.subject, said.reason[:_LONGEST_REASON]))
 
-    @app.post("/allow")
-    def allow(document: Any = Body(default={}), caller: Identity = require("operator")) -> dict[str, Any]:
-        return to_dict(controller.allow_evacuations(caller.subject, reason_in(document)))
+    @app.post("/allow", response_model=ControllerStatus)
+    def allow(said: Document[Reason] = _NO_REASON, caller: Identity = require("operator")) -> dict[str, Any]:
+        return to_dict(controller.allow_evacuations(caller.subject, said.reason[:_LONGEST_REASON]))
 
-    @app.get("/events")
-    async def events(after: int = 0, timeout: float = 0.0) -> dict[str, Any]:
+    @app.get("/events", response_model=Events, dependencies=[require()])
+    async def events(after: After = 0, timeout: Timeout = 0.0) -> dict[str, Any]:
         journal, end = around.journal, time.monotonic() + min(timeout, _LONGEST_POLL_S)
         while True:
             version = journal.news.version
@@ -81,9 +90,8 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
 
     # -- alarms ------------------------------------------------------------------------------------------------
 
-    @app.post("/alarms")
-    def alarm(document: Any = Body(), caller: Identity = require("service")) -> dict[str, Any]:
-        taken = from_dict(Alarm, document)
+    @app.post("/alarms", response_model=Evacuation | Nothing)
+    def alarm(taken: Document[Alarm], caller: Identity = require("service")) -> dict[str, Any]:
         check_name("alarm", taken.id)
         if taken.domain:
             check_domain(taken.domain)
@@ -93,45 +101,48 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
                 check_name("job", taken.job)
         return shown(controller.take_alarm(taken, caller.subject))
 
-    @app.post("/alarms/{name}/withdraw")
-    def withdraw(name: str, document: Any = Body(default={}), caller: Identity = require("service")) -> dict[str, Any]:
-        return shown(controller.withdraw(check_name("alarm", name), reason_in(document), caller.subject))
+    @app.post("/alarms/{name}/withdraw", response_model=Evacuation | Nothing)
+    def withdraw(
+        name: str, said: Document[Reason] = _NO_REASON, caller: Identity = require("service")
+    ) -> dict[str, Any]:
+        return shown(controller.withdraw(check_name("alarm", name), said.reason[:_LONGEST_REASON], caller.subject))
 
     # -- evacuations -------------------------------------------------------------------------------------------
 
-    @app.get("/plan")
+    @app.get("/plan", response_model=list[Plan], dependencies=[require()])
     def plan(host: str) -> list[dict[str, Any]]:
         return [to_dict(one) for one in controller.plans(check_place(host))]
 
-    @app.post("/evacuations")
-    def order(document: Any = Body(), caller: Identity = require("operator")) -> list[dict[str, Any]]:
-        reason = reason_in(document)
-        where = check_place(document.get("host", ""))
-        return [shown(evacuation) for evacuation in controller.order(where, reason, caller.subject)]
+    @app.post("/evacuations", response_model=list[Evacuation])
+    def order(asked: Document[EvacuationRequest], caller: Identity = require("operator")) -> list[dict[str, Any]]:
+        ordered = controller.order(check_place(asked.host), asked.reason[:_LONGEST_REASON], caller.subject)
+        return [shown(evacuation) for evacuation in ordered]
 
-    @app.get("/evacuations")
+    @app.get("/evacuations", response_model=list[Evacuation], dependencies=[require()])
     def evacuations() -> list[dict[str, Any]]:
         return [shown(evacuation) for evacuation in controller.evacuations()]
 
-    @app.get("/evacuations/{name}")
+    @app.get("/evacuations/{name}", response_model=Evacuation, dependencies=[require()])
     def evacuation(name: str) -> dict[str, Any]:
         return shown(controller.run(name).evacuation)
 
-    @app.get("/evacuations/{name}/progress")
+    @app.get("/evacuations/{name}/progress", response_model=list[MoveProgress], dependencies=[require()])
     def progress(name: str) -> list[dict[str, Any]]:
         return [to_dict(one) for one in controller.progress(name)]
 
-    @app.post("/evacuations/{name}/cancel")
-    def cancel(name: str, document: Any = Body(default={}), caller: Identity = require("operator")) -> dict[str, Any]:
-        return shown(controller.cancel(name, caller.subject, reason_in(document)))
+    @app.post("/evacuations/{name}/cancel", response_model=Evacuation)
+    def cancel(
+        name: str, said: Document[Reason] = _NO_REASON, caller: Identity = require("operator")
+    ) -> dict[str, Any]:
+        return shown(controller.cancel(name, caller.subject, said.reason[:_LONGEST_REASON]))
 
-    @app.post("/evacuations/{name}/confirm")
+    @app.post("/evacuations/{name}/confirm", response_model=Evacuation)
     def confirm(name: str, caller: Identity = require("operator")) -> dict[str, Any]:
         return shown(controller.confirm(name, caller.subject))
 
-    @app.get("/evacuations/{name}/gate/{attempt}")
+    @app.get("/evacuations/{name}/gate/{attempt}", response_model=Gate)
     async def gate(
-        name: str, attempt: int, timeout: float = 25.0, _caller: Identity = require("host", "service", "operator")
+        name: str, attempt: int, timeout: Timeout = 25.0, _caller: Identity = require("host", "service", "operator")
     ) -> dict[str, Any]:
         run = controller.run(name)
         end = time.monotonic() + min(timeout, _LONGEST_POLL_S)
@@ -145,9 +156,9 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
 
     # -- guests ------------------------------------------------------------------------------------------------
 
-    @app.get("/guests/{name}/notice")
+    @app.get("/guests/{name}/notice", response_model=Notice | Nothing)
     async def notice(
-        name: str, after: int = 0, timeout: float = 25.0, caller: Identity = require("guest")
+        name: str, after: After = 0, timeout: Timeout = 25.0, caller: Identity = require("guest")
     ) -> dict[str, Any]:
         end = time.monotonic() + min(timeout, _LONGEST_POLL_S)
         while True:
@@ -160,14 +171,13 @@ def build_app(controller: Controller, secret: bytes) -> FastAPI:
                 return to_dict(answer) if answer else {}
             await around.news.wait(version, left)
 
-    @app.post("/guests/{name}/report")
+    @app.post("/guests/{name}/report", response_model=Nothing)
     def report(
         name: str,
-        document: Any = Body(),
+        said: Document[GuestReport],
         caller: Identity = require("guest"),
     ) -> dict[str, Any]:
         guest = this_guest(name, caller)
-        said = from_dict(GuestReport, document)
         if said.job != guest.job:
             raise HTTPException(409, f"{name} belongs to job {guest.job}, not to {said.job}")
         if not 1 <= said.epoch <= around.board.notice(said.job).epoch:

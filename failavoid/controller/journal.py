@@ -1,4 +1,4 @@
-"""The controller's memory that outlives it: evacuations and their steps, notices, reports, the audit trail.
+"""The controller's memory that outlives it: evacuations and their steps, notices, reports, the audit log.
 
 A step has two rows: `begun` is written before its side effect, `done` after it, so after a crash it is known
 what may have happened. Steps, alarms and requests are events of one table, whose numbers give their order. Nothing is

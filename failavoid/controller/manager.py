@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from failavoid.services import Changes
+from failavoid.services import Changes, client
 from failavoid.shared.messages import Guest, Host, Job, Lease, LeaseRequest, Membership, Placement, from_dict, to_dict
 
 log = logging.getLogger(__name__)
@@ -33,13 +33,8 @@ class ManagerError(Exception):
 class ResourceManager:
     """A client of the resource manager's API; usable from any thread."""
 
-    def __init__(self, url: str, token: str, transport: httpx.BaseTransport | None = None) -> None:
-        self._client = httpx.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=httpx.Timeout(10.0, connect=2.0),
-            transport=transport,
-        )
+    def __init__(self, url: str, token: str, transport: httpx.BaseTransport | None = None, authority: str = "") -> None:
+        self._client = client(url, token, authority, timeout=httpx.Timeout(10.0, connect=2.0), transport=transport)
 
     def membership(self, after: int = -1, timeout: float = 0.0) -> Membership:
         """Return the membership, at the latest after ``timeout`` seconds if it is still ``after``."""

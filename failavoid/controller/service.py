@@ -37,7 +37,9 @@ def make_controller(settings: Settings, secret: bytes) -> Controller:
     changed, news = threading.Condition(), Changes()
     clock = Clock(changed)
     journal = Journal(state / "journal.sqlite")
-    manager = ResourceManager(settings.resource_manager, mint(secret, "service", "controller"))
+    manager = ResourceManager(
+        settings.resource_manager, mint(secret, "service", "controller"), authority=settings.tls.authority
+    )
     cluster = Cluster(manager, changed, news)
     playbooks = Playbooks(
         Path(settings.inventory),
@@ -87,7 +89,7 @@ def main() -> None:
     connections = (Path(settings.inventory), playbook_logs(settings), stop)
     threading.Thread(target=keep_connections, args=connections, daemon=True, name="connections").start()
     controller.resume()
-    run(build_app(controller, secret), settings.listen, settings.port)
+    run(build_app(controller, secret), settings.listen, settings.port, settings.tls)
     stop.set()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import ssl
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -58,12 +59,22 @@ class Site:
     def api(self, service: str) -> httpx.Client:
         """A client of one of the services on the head, as operator."""
         token = self.run(self.head, "cat", "/etc/failavoid/tokens/root").strip()
-        address = self.hosts[self.head].get("ansible_host", self.head)
         return httpx.Client(
-            base_url=f"http://{address}:{PORTS[service]}",
+            base_url=self.url(service),
             headers={"Authorization": f"Bearer {token}"},
+            verify=self.trust(),
             timeout=30,
         )
+
+    def url(self, service: str) -> str:
+        """The base URL of one of the services on the head."""
+        return f"https://{self.hosts[self.head].get('ansible_host', self.head)}:{PORTS[service]}"
+
+    def trust(self) -> ssl.SSLContext:
+        """What a client of the services needs to know them: the site's authority, and no other."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cadata=self.run(self.head, "cat", "/etc/failavoid/authority.pem"))
+        return context
 
 
 def read_inventory(inventory: Path) -> Site:

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from failavoid.services import client
 from failavoid.shared.messages import Alarm, to_dict
 
 log = logging.getLogger(__name__)
@@ -24,8 +25,8 @@ class AlarmSender:
     host) tells whether an alarm still has an object.
     """
 
-    def __init__(self, url: str, token: str, is_member: Callable[[str, str], bool]) -> None:
-        self._client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT_S)
+    def __init__(self, url: str, token: str, is_member: Callable[[str, str], bool], authority: str = "") -> None:
+        self._client = client(url, token, authority, timeout=TIMEOUT_S)
         self._is_member = is_member
         self._pending: dict[tuple[str, str], Alarm] = {}
         self._withdrawn: list[str] = []

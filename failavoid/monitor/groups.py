@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from failavoid.services import client
 from failavoid.shared.messages import Host, Job, JobRequest, Membership, from_dict
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,8 @@ class Follower:
     While the resource manager is silent, the groups stay as they were.
     """
 
-    def __init__(self, url: str, token: str) -> None:
-        self._client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"})
+    def __init__(self, url: str, token: str, authority: str = "") -> None:
+        self._client = client(url, token, authority)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="membership", daemon=True)
         self._groups: list[Group] = []

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from failavoid.services import client
 from failavoid.shared.messages import Evacuation, from_dict
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ def durations(evacuations: Sequence[Evacuation]) -> list[float]:
 class MigrationTimes:
     """Asks the controller now and then; without an answer, or before a first evacuation, there is nothing to follow."""
 
-    def __init__(self, url: str, token: str) -> None:
-        self._client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=10.0)
+    def __init__(self, url: str, token: str, authority: str = "") -> None:
+        self._client = client(url, token, authority, timeout=10.0)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="migrations", daemon=True)
         self._slow_s = 0.0

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 from fastapi import FastAPI, Response
 
+from failavoid.documents import Since
 from failavoid.exposition import serve_metrics
 from failavoid.monitor.alarms import AlarmSender
 from failavoid.monitor.alerts import Alerter, Seen
@@ -31,8 +31,18 @@ from failavoid.monitor.sources import Context, open_source
 from failavoid.monitor.state import State
 from failavoid.monitor.store import Store
 from failavoid.prediction.models import BINS
-from failavoid.services import SettingsError, load_settings, make_app, run, set_up_logging
-from failavoid.shared.messages import Finding, Prediction, to_dict
+from failavoid.services import SettingsError, client, load_settings, make_app, require, run, set_up_logging
+from failavoid.shared.messages import (
+    Alarm,
+    Distribution,
+    Finding,
+    NodeHealth,
+    Prediction,
+    Predictions,
+    RuleEvent,
+    Sample,
+    to_dict,
+)
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import mint, read_secret
 
@@ -50,15 +60,14 @@ class Monitor:
         self.settings = settings
         self.state = State(settings.state)
         self.store = Store(settings.history_s, settings.stale_s)
-        self.follower = Follower(settings.resource_manager, token)
+        self.follower = Follower(settings.resource_manager, token, settings.tls.authority)
         self.evaluator = Evaluator(settings, self.state, self.follower.has_room_for)
-        self.sender = AlarmSender(settings.controller, token, self.follower.is_member)
-        self.migrations = MigrationTimes(settings.controller, token)
+        self.sender = AlarmSender(settings.controller, token, self.follower.is_member, settings.tls.authority)
+        self.migrations = MigrationTimes(settings.controller, token, settings.tls.authority)
         self.metrics = Metrics(settings, self.store, self.state, self.evaluator.findings, self.horizon_s)
         keeps = settings.state and settings.archive_mb
         self.archive = Archive(Path(settings.state) / "archive", settings.archive_mb) if keeps else None
-        controller = httpx.Client(base_url=settings.controller, headers={"Authorization": f"Bearer {token}"})
-        self.evacuations = EvacuationFollower(controller)
+        self.evacuations = EvacuationFollower(client(settings.controller, token, settings.tls.authority))
         self.display = Display(settings, self.state, self.follower, self.evaluator, self.evacuations, self.archive)
         self.alerter = Alerter(settings.alerts, settings.display_url, self._seen)
         self._began = time.time()
@@ -163,39 +172,39 @@ def build_app(monitor: Monitor, secret: bytes) -> FastAPI:
     serve_metrics(app, monitor.metrics.registry)
     display_api.add(app, monitor.display, monitor.store, monitor.evacuations)
 
-    @app.get("/samples")
+    @app.get("/samples", response_model=list[Sample], dependencies=[require()])
     def samples() -> list[dict[str, Any]]:
         return [to_dict(sample) for sample in monitor.store.last()]
 
-    @app.get("/history")
-    def history(since: float = 0.0) -> Response:
+    @app.get("/history", response_model=list[Sample], dependencies=[require()])
+    def history(since: Since = 0.0) -> Response:
         return Response(monitor.store.history(since), media_type="application/json")
 
-    @app.get("/alarms")
+    @app.get("/alarms", response_model=list[Alarm], dependencies=[require()])
     def alarms() -> list[dict[str, Any]]:
         return [to_dict(alarm) for alarm in list(monitor.evaluator.alarms)]
 
-    @app.get("/rule-events")
+    @app.get("/rule-events", response_model=list[RuleEvent], dependencies=[require()])
     def rule_events(job: str | None = None) -> list[dict[str, Any]]:
         if job is not None:
             check_name("job", job)
         events = list(monitor.evaluator.events.values())
         return [to_dict(event) for event in events if job in (None, event.job)]
 
-    @app.get("/predictions")
+    @app.get("/predictions", response_model=Predictions, dependencies=[require()])
     def predictions() -> dict[str, Any]:
         found = monitor.state.all(Prediction)
         return {"rules": [to_dict(one) for one in score(found)], "predictions": [to_dict(one) for one in found]}
 
-    @app.get("/findings")
+    @app.get("/findings", response_model=list[Finding], dependencies=[require()])
     def findings() -> list[dict[str, Any]]:
         return [to_dict(finding) for finding in monitor.state.all(Finding)]
 
-    @app.get("/nodes")
+    @app.get("/nodes", response_model=list[NodeHealth], dependencies=[require()])
     def nodes() -> list[dict[str, Any]]:
         return [to_dict(node) for node in monitor.store.health(time.time())]
 
-    @app.get("/distributions")
+    @app.get("/distributions", response_model=list[Distribution], dependencies=[require()])
     def distributions() -> list[dict[str, Any]]:
         metric = monitor.settings.metric
         learned = [(name, monitor.state.distribution(name, metric)) for name in monitor.state.applications(metric)]
@@ -226,7 +235,7 @@ def main() -> None:
         sys.exit(f"failavoid-monitor: {error}; see secret, listen and port in {arguments.settings}")
     monitor.start()
     try:
-        run(build_app(monitor, secret), settings.listen, settings.port)
+        run(build_app(monitor, secret), settings.listen, settings.port, settings.tls)
     finally:
         monitor.stop()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from failavoid.prediction.modes import Mode
 from failavoid.prediction.settings import RULES, RuleSettings
+from failavoid.services import Tls, check_url
 
 METRICS = ("unavailable", "active")
 OCCASIONS = ("alarm", "evacuation", "no-spare", "silent")  # of alerts
@@ -56,11 +57,12 @@ class Settings:
 
     listen: str = "0.0.0.0"
     port: int = 7411  # TCP: the API; UDP: samples
+    tls: Tls = field(default_factory=Tls)
     secret: str = "/etc/failavoid/secret"
     state: str = ""  # folder of what is kept between runs; nothing is if empty
     archive_mb: int = 2048  # MiB of samples kept there; 0: none
-    resource_manager: str = "http://127.0.0.1:7412"
-    controller: str = "http://127.0.0.1:7413"
+    resource_manager: str = "https://127.0.0.1:7412"
+    controller: str = "https://127.0.0.1:7413"
     interval_s: float = 1.0  # between judgements: the hosts' sampling interval
     stale_s: float = 5.0  # a host's last value counts for this long
     history_s: float = 3600.0
@@ -77,6 +79,7 @@ class Settings:
     display_url: str = ""  # under which people reach this service, for links in alerts
 
     def __post_init__(self) -> None:
+        self.tls.check(self.listen)
         if self.rule not in RULES:
             raise ValueError(f"setting 'rule' is {self.rule!r}; use one of {', '.join(RULES)}")
         if self.metric not in METRICS:
@@ -96,8 +99,7 @@ class Settings:
             if not low <= value <= high:
                 raise ValueError(f"setting {name!r} is {value}; it must be from {low:g} to {high:g}")
         for name in ("resource_manager", "controller"):
-            if not getattr(self, name).startswith(("http://", "https://")):
-                raise ValueError(f"setting {name!r} is {getattr(self, name)!r}; give it as http://ADDRESS:PORT")
+            check_url(name, getattr(self, name))
         for application, changes in self.applications.items():
             try:
                 self.rules.changed_by(changes)

@@ -6,10 +6,10 @@ import logging
 import time
 from typing import Any
 
-from fastapi import Body, FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, HTTPException, Request, Response
 
 from failavoid import services
+from failavoid.documents import After, Document, Nothing, Timeout, refusal
 from failavoid.exposition import registry_of, serve_metrics
 from failavoid.resource_manager import api_hosts, background, metrics, placement
 from failavoid.resource_manager.guests import GuestError
@@ -17,15 +17,27 @@ from failavoid.resource_manager.hosts import HostError, who
 from failavoid.resource_manager.image import ImageError
 from failavoid.resource_manager.jobs import Jobs
 from failavoid.resource_manager.manager import Manager
-from failavoid.resource_manager.requests import check_request, number
+from failavoid.resource_manager.requests import LONGEST_TEXT, check_request
 from failavoid.resource_manager.state import ENDED
 from failavoid.services import require
-from failavoid.shared.messages import Guest, Job, JobRequest, from_dict, to_dict
+from failavoid.shared.messages import (
+    Assigned,
+    Assignment,
+    Events,
+    Guest,
+    Job,
+    JobAlive,
+    JobEnded,
+    JobRequest,
+    JobStarted,
+    Membership,
+    from_dict,
+    to_dict,
+)
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import Identity
 
 log = logging.getLogger(__name__)
-Document = dict[str, Any]
 
 _LONGEST_POLL_S = 60.0
 _BEATS = 4  # so many polls of a client end within the time after which its job is ended
@@ -37,15 +49,15 @@ def make_api(manager: Manager) -> FastAPI:
 
     @app.exception_handler(placement.NoRoomError)
     async def no_room(_request: Request, error: placement.NoRoomError) -> Response:
-        return JSONResponse({"detail": str(error)}, status_code=409)
+        return refusal(409, str(error))
 
     @app.exception_handler(HostError)
     async def not_done(_request: Request, error: HostError) -> Response:
-        return JSONResponse({"detail": str(error)}, status_code=error.status)
+        return refusal(error.status, str(error))
 
     @app.exception_handler(ImageError)
     async def no_image(_request: Request, error: ImageError) -> Response:
-        return JSONResponse({"detail": str(error)}, status_code=503)
+        return refusal(503, str(error))
 
     serve_metrics(app, registry_of(lambda: metrics.collect(manager.store)))
     _add_picture(app, manager)
@@ -59,8 +71,8 @@ def _add_picture(app: FastAPI, manager: Manager) -> None:
     store = manager.store
     machines = {host.name: host.machine for host in manager.settings.hosts}
 
-    @app.get("/membership")
-    async def membership(after: int = -1, timeout: float = 0.0, _caller: Identity = require()) -> Document:
+    @app.get("/membership", response_model=Membership)
+    async def membership(after: After = -1, timeout: Timeout = 0.0, _caller: Identity = require()) -> dict[str, Any]:
         # a number from another life of this service is answered at once
         if store.changes.version >= after >= 0 and timeout > 0:
             await store.changes.wait(after, min(timeout, _LONGEST_POLL_S))
@@ -70,10 +82,10 @@ def _add_picture(app: FastAPI, manager: Manager) -> None:
             host.warnings = warnings.get(host.name, [])
         return to_dict(picture)
 
-    @app.get("/events")
+    @app.get("/events", response_model=Events)
     async def events(
-        after: int = 0, timeout: float = 0.0, _caller: Identity = require("service", "operator", "reader")
-    ) -> Document:
+        after: After = 0, timeout: Timeout = 0.0, _caller: Identity = require("service", "operator", "reader")
+    ) -> dict[str, Any]:
         if store.news.version >= after >= 0 and timeout > 0:
             await store.news.wait(after, min(timeout, _LONGEST_POLL_S))
         return to_dict(store.events(after))
@@ -92,9 +104,8 @@ def _add_jobs(app: FastAPI, manager: Manager) -> None:
             raise HTTPException(403, f"job {ident} is {job.request.user}'s")
         return job
 
-    @app.post("/jobs")
-    def submit(body: Document = Body(), caller: Identity = require("user", "operator")) -> Document:
-        request = from_dict(JobRequest, body)
+    @app.post("/jobs", response_model=Job)
+    def submit(request: Document[JobRequest], caller: Identity = require("user", "operator")) -> dict[str, Any]:
         check_request(request, caller)
         ident = check_name("job", f"{request.name}-{store.next_number('job')}")
         job = jobs.allocate(ident, request, who(caller))
@@ -103,25 +114,28 @@ def _add_jobs(app: FastAPI, manager: Manager) -> None:
         launch(jobs, ident)
         return to_dict(job_of(ident))
 
-    @app.get("/jobs/{ident}")
-    def show_job(ident: str, _caller: Identity = require()) -> Document:
+    @app.get("/jobs/{ident}", response_model=Job)
+    def show_job(ident: str, _caller: Identity = require()) -> dict[str, Any]:
         return to_dict(job_of(ident))
 
-    @app.post("/jobs/{ident}/alive")
-    async def alive(ident: str, body: Document = Body(), caller: Identity = require("user", "operator")) -> Document:
-        known, timeout = body.get("state"), number(body, "timeout", 0.0)
-        end = time.monotonic() + min(timeout, manager.settings.silence_s / _BEATS)
+    @app.post("/jobs/{ident}/alive", response_model=Job)
+    async def alive(
+        ident: str, said: Document[JobAlive], caller: Identity = require("user", "operator")
+    ) -> dict[str, Any]:
+        end = time.monotonic() + min(said.timeout, manager.settings.silence_s / _BEATS)
         while True:
             version = store.changes.version
             job = job_of(ident, caller)
             manager.heartbeats.hear(ident)
             left = end - time.monotonic()
-            if job.state != known or left <= 0:
+            if job.state != said.state or left <= 0:
                 return to_dict(job)
             await store.changes.wait(version, left)
 
-    @app.post("/jobs/{ident}/started")
-    def started(ident: str, body: Document = Body(), caller: Identity = require("user", "operator")) -> Document:
+    @app.post("/jobs/{ident}/started", response_model=Job)
+    def started(
+        ident: str, said: Document[JobStarted], caller: Identity = require("user", "operator")
+    ) -> dict[str, Any]:
         job_of(ident, caller)
         with store.change() as state:
             job = state.jobs[ident]
@@ -130,16 +144,13 @@ def _add_jobs(app: FastAPI, manager: Manager) -> None:
             if job.state == "ready":
                 state.note(who(caller), "job started", job=ident)
             job.state, job.started = "running", time.time()
-            job.command = [str(word) for word in body.get("command") or []]
+            job.command = said.command
             return to_dict(job)
 
-    @app.post("/jobs/{ident}/ended")
-    def ended(ident: str, body: Document = Body(), caller: Identity = require("user", "operator")) -> Document:
+    @app.post("/jobs/{ident}/ended", response_model=Job)
+    def ended(ident: str, said: Document[JobEnded], caller: Identity = require("user", "operator")) -> dict[str, Any]:
         job = job_of(ident, caller)
-        status = body.get("exit_status")
-        if status is not None and type(status) is not int:
-            raise HTTPException(422, f"exit_status is {status!r}; it must be a whole number or null")
-        message = str(body.get("message") or "")
+        status, message = said.exit_status, said.message
         if status != 0 and job.state not in ENDED:
             message = manager.watch.why_ended(ident) or message
         jobs.end(ident, "completed" if status == 0 else "failed", status, message, who(caller))
@@ -166,8 +177,8 @@ def _add_guests(app: FastAPI, manager: Manager) -> None:
                 raise HTTPException(403, f"this token is not that of a guest {name} that is there")
             return guest
 
-    @app.get("/guests/{name}/assignment")
-    async def assignment(name: str, timeout: float = 25.0, caller: Identity = require("guest")) -> Document:
+    @app.get("/guests/{name}/assignment", response_model=Assignment | Nothing)
+    async def assignment(name: str, timeout: Timeout = 25.0, caller: Identity = require("guest")) -> dict[str, Any]:
         end = time.monotonic() + min(timeout, _LONGEST_POLL_S)
         while True:
             version = store.changes.version
@@ -177,14 +188,14 @@ def _add_guests(app: FastAPI, manager: Manager) -> None:
                 return to_dict(told) if told else {}
             await store.changes.wait(version, left)
 
-    @app.post("/guests/{name}/assigned")
-    def assigned(name: str, body: Document = Body(), caller: Identity = require("guest")) -> Document:
+    @app.post("/guests/{name}/assigned", response_model=Nothing)
+    def assigned(name: str, said: Document[Assigned], caller: Identity = require("guest")) -> dict[str, Any]:
         this_guest(name, caller)
-        jobs.assigned(name, str(body.get("error") or "")[:500])
+        jobs.assigned(name, said.error[:LONGEST_TEXT])
         return {}
 
-    @app.delete("/guests/{name}")
-    def remove_guest(name: str, caller: Identity = require("operator")) -> Document:
+    @app.delete("/guests/{name}", response_model=Nothing)
+    def remove_guest(name: str, caller: Identity = require("operator")) -> dict[str, Any]:
         with store.change() as state:
             if name not in state.guests:
                 raise HTTPException(404, f"there is no guest {name}")

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import Body, FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException
 
+from failavoid.documents import Document, Nothing
 from failavoid.resource_manager import background, leases
 from failavoid.resource_manager.hosts import who
 from failavoid.resource_manager.manager import Manager
-from failavoid.resource_manager.requests import names, text
+from failavoid.resource_manager.requests import LONGEST_TEXT
 from failavoid.services import require
-from failavoid.shared.messages import LeaseRequest, Placement, from_dict, to_dict
+from failavoid.shared.messages import (
+    Cause,
+    Commit,
+    Host,
+    Lease,
+    LeaseRequest,
+    Placement,
+    PlacementRequest,
+    Reason,
+    to_dict,
+)
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import Identity
-
-Document = dict[str, Any]
 
 
 def add(app: FastAPI, manager: Manager) -> None:
@@ -27,9 +36,8 @@ def add(app: FastAPI, manager: Manager) -> None:
 def _add_leases(app: FastAPI, manager: Manager) -> None:
     store, settings = manager.store, manager.settings
 
-    @app.post("/leases")
-    def lease(body: Document = Body(), caller: Identity = require("service")) -> Document:
-        request = from_dict(LeaseRequest, body)
+    @app.post("/leases", response_model=Lease)
+    def lease(request: Document[LeaseRequest], caller: Identity = require("service")) -> dict[str, Any]:
         check_name("evacuation", request.evacuation)
         number = store.next_number("lease")
         with store.change() as state:
@@ -42,8 +50,8 @@ def _add_leases(app: FastAPI, manager: Manager) -> None:
             background.start(f"clear {taken.host}", manager.guests.remove_idle, taken.host)
         return answer
 
-    @app.delete("/leases/{ident}")
-    def give_back(ident: str, caller: Identity = require("service")) -> Document:
+    @app.delete("/leases/{ident}", response_model=Nothing)
+    def give_back(ident: str, caller: Identity = require("service")) -> dict[str, Any]:
         with store.change() as state:
             if ident not in state.leases:
                 raise HTTPException(404, f"there is no lease {ident}")
@@ -51,48 +59,48 @@ def _add_leases(app: FastAPI, manager: Manager) -> None:
             leases.give_back(state, state.leases[ident])
         return {}
 
-    @app.post("/placements")
-    def place(body: Document = Body(), _caller: Identity = require("service")) -> list[Document]:
-        guests, host = names(body, "guests"), text(body, "host")
+    @app.post("/placements", response_model=list[Placement])
+    def place(asked: Document[PlacementRequest], caller: Identity = require("service")) -> list[dict[str, Any]]:
         with store.change() as state:
-            return [to_dict(placed) for placed in leases.reserve(state, guests, host, settings)]
+            placed = [to_dict(one) for one in leases.reserve(state, asked.guests, asked.host, settings)]
+            state.note(who(caller), "places reserved", guests=asked.guests, host=asked.host)
+            return placed
 
-    @app.post("/leases/{ident}/commit")
-    def commit(ident: str, body: Document = Body(), caller: Identity = require("service")) -> Document:
-        placements = from_dict(list[Placement], body.get("placements"))
+    @app.post("/leases/{ident}/commit", response_model=Nothing)
+    def commit(ident: str, said: Document[Commit], caller: Identity = require("service")) -> dict[str, Any]:
         with store.change() as state:
             if ident not in state.leases:
                 raise HTTPException(404, f"there is no lease {ident}")
-            moved = {placed.guest: placed.host for placed in placements}
+            moved = {placed.guest: placed.host for placed in said.placements}
             state.note(who(caller), "lease committed", lease=ident, guests=moved)
-            leases.commit(state, state.leases[ident], placements, who(caller))
+            leases.commit(state, state.leases[ident], said.placements, who(caller))
         return {}
 
 
 def _add_hosts(app: FastAPI, manager: Manager) -> None:
     hosts = manager.hosts
 
-    def cause(body: Document) -> tuple[str, str, str]:
-        return text(body, "reason"), text(body, "evacuation"), text(body, "job")
+    def cause(said: Cause) -> tuple[str, str, str]:
+        return said.reason[:LONGEST_TEXT], said.evacuation[:LONGEST_TEXT], said.job[:LONGEST_TEXT]
 
-    @app.post("/hosts/{name}/drain")
-    def drain(name: str, body: Document = Body(), caller: Identity = require("service", "operator")) -> Document:
-        return to_dict(hosts.drain(name, text(body, "reason"), caller))
+    @app.post("/hosts/{name}/drain", response_model=Host)
+    def drain(name: str, said: Document[Reason], caller: Identity = require("service", "operator")) -> dict[str, Any]:
+        return to_dict(hosts.drain(name, said.reason[:LONGEST_TEXT], caller))
 
-    @app.post("/hosts/{name}/suspect")
-    def suspect(name: str, body: Document = Body(), caller: Identity = require("service", "operator")) -> Document:
-        return to_dict(hosts.suspect(name, *cause(body), caller))
+    @app.post("/hosts/{name}/suspect", response_model=Host)
+    def suspect(name: str, said: Document[Cause], caller: Identity = require("service", "operator")) -> dict[str, Any]:
+        return to_dict(hosts.suspect(name, *cause(said), caller))
 
-    @app.delete("/hosts/{name}/suspect")
-    def trust(name: str, caller: Identity = require("service", "operator")) -> Document:
+    @app.delete("/hosts/{name}/suspect", response_model=Host)
+    def trust(name: str, caller: Identity = require("service", "operator")) -> dict[str, Any]:
         return to_dict(hosts.trust(name, caller))
 
-    @app.post("/hosts/{name}/retire")
-    def retire(name: str, body: Document = Body(), caller: Identity = require("service", "operator")) -> Document:
-        hosts.retire(name, *cause(body), caller)
+    @app.post("/hosts/{name}/retire", response_model=Nothing)
+    def retire(name: str, said: Document[Cause], caller: Identity = require("service", "operator")) -> dict[str, Any]:
+        hosts.retire(name, *cause(said), caller)
         return {}
 
-    @app.post("/hosts/{name}/restore")
-    def restore(name: str, caller: Identity = require("operator")) -> Document:
+    @app.post("/hosts/{name}/restore", response_model=Nothing)
+    def restore(name: str, caller: Identity = require("operator")) -> dict[str, Any]:
         hosts.restore(name, caller)
         return {}

@@ -15,6 +15,7 @@ from failavoid.resource_manager.guests import Guests
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.state import PROGRAM, State, mark, unmark
 from failavoid.resource_manager.store import Store
+from failavoid.services import client
 from failavoid.shared.messages import Host
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import Identity, mint
@@ -191,13 +192,13 @@ def _host(state: State, name: str) -> Host:
     return state.hosts[name]
 
 
-def heard_by_monitor(url: str, secret: bytes) -> Heard:
-    """A check of whether the monitor hears a host's agent."""
-    token = mint(secret, "service", PROGRAM)
+def heard_by_monitor(url: str, secret: bytes, authority: str = "") -> Heard:
+    """A check of whether the monitor hears a host's agent. Raises SettingsError."""
+    monitor = client(url, mint(secret, "service", PROGRAM), authority, timeout=5.0)
 
     def heard(name: str) -> str:
         try:
-            answer = httpx.get(f"{url}/samples", headers={"Authorization": f"Bearer {token}"}, timeout=5.0)
+            answer = monitor.get("/samples")
             answer.raise_for_status()
             times = [sample["time"] for sample in answer.json() if (sample["node"], sample["kind"]) == (name, "host")]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from failavoid.resource_manager import placement
-from failavoid.resource_manager.image import Image
+from failavoid.resource_manager.image import Image, ImageError
 from failavoid.resource_manager.settings import Settings
 from failavoid.shared.messages import Assignment, Guest, JobRequest
 from failavoid.shared.names import check_name
 from failavoid.shared.tokens import mint
+
+GUEST_AUTHORITY = "/run/failavoid/authority.pem"  # where guest-identity writes the authority
 
 
 class Identities:
@@ -37,7 +40,8 @@ class Identities:
             "kind": "guest",
             "token": mint(self._secret, "guest", guest.name, guest.uuid),
             "monitor": f"{head}:7411",
-            "controller": f"http://{head}:7413",
+            "controller": f"https://{head}:7413",
+            "authority": GUEST_AUTHORITY,
             "interval_s": self._settings.guest_interval_s,
         }
         identity = {
@@ -50,7 +54,7 @@ class Identities:
             "hosts": {**addresses, "head": head},
         }
         if request is None:
-            agent["resource_manager"] = f"http://{head}:{self._settings.port}"
+            agent["resource_manager"] = f"https://{head}:{self._settings.port}"
         else:
             identity |= _users(request)
         return identity
@@ -99,9 +103,20 @@ class Identities:
             ).strip(),
         }
 
+    def _authority(self) -> str:
+        """The site's authority (PEM), by which guests know the services. Raises ImageError."""
+        try:
+            return Path(self._settings.tls.authority).read_text()
+        except OSError as error:
+            raise ImageError(
+                f"guests can't be told the site's authority: {self._settings.tls.authority}: {error.strerror}; "
+                "the role hypervisor installs it (tasks_from head.yml)"
+            ) from error
+
     def _sites(self) -> dict[str, Any]:
         """The part of an identity that all guests share."""
         return {
+            "authority": self._authority(),
             "prefix": self._settings.prefix,
             "root_authorized_keys": self._settings.guest_root_keys,
             "mounts": self._settings.guest_mounts,

@@ -98,7 +98,7 @@ def make_manager(settings: Settings, secret: bytes, look: Look = domains, heard:
     identities = Identities(settings, secret)
     guests = Guests(settings, store, identities)
     jobs = Jobs(settings, store, guests, identities)
-    hosts = Hosts(settings, store, guests, heard or heard_by_monitor(settings.monitor, secret))
+    hosts = Hosts(settings, store, guests, heard or heard_by_monitor(settings.monitor, secret, settings.tls.authority))
     warm_pools = WarmPools(settings, store, guests, identities)
     watch = Watch(settings, store, jobs, look)
     return Manager(settings, secret, store, guests, jobs, hosts, warm_pools, watch, Heartbeats())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from fastapi import HTTPException
 
@@ -15,30 +14,6 @@ LONGEST_TEXT = 500
 
 # A user's key becomes a variable of a playbook, where "{{" would be a template: nothing but a key passes.
 _PUBLIC_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+) [A-Za-z0-9+/]+=* ?[A-Za-z0-9_.@+-]*")
-
-
-def text(body: dict[str, Any], name: str) -> str:
-    """A text of a request, cut if it is very long; empty if there is none. Raises HTTPException."""
-    value = body.get(name)
-    if value is not None and not isinstance(value, str):
-        raise HTTPException(422, f"{name} is {value!r}; it must be text")
-    return (value or "")[:LONGEST_TEXT]
-
-
-def names(body: dict[str, Any], name: str) -> list[str]:
-    """A list of names of a request. Raises HTTPException."""
-    value = body.get(name)
-    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-        raise HTTPException(422, f"{name} is {value!r}; it must be a list of names")
-    return value
-
-
-def number(body: dict[str, Any], name: str, default: float) -> float:
-    """A number of a request. Raises HTTPException."""
-    value = body.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise HTTPException(422, f"{name} is {value!r}; it must be a number")
-    return float(value)
 
 
 def check_request(request: JobRequest, caller: Identity) -> None:

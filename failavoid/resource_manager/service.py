@@ -38,7 +38,7 @@ def main() -> None:
     ):
         threading.Thread(target=work, args=(stop,), daemon=True, name=name).start()
     manager.recover()
-    services.run(make_api(manager), settings.listen, settings.port)
+    services.run(make_api(manager), settings.listen, settings.port, settings.tls)
     stop.set()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from failavoid.services import Tls, check_url
 from failavoid.shared.names import check_domain, check_name
 
 
@@ -58,7 +59,8 @@ class Settings:
     prefix: int  # of the network that hosts and guests share
     listen: str = "0.0.0.0"
     port: int = 7412
-    monitor: str = "http://127.0.0.1:7411"
+    monitor: str = "https://127.0.0.1:7411"
+    tls: Tls = field(default_factory=Tls)
     secret: str = "/etc/failavoid/secret"
     state: str = "/var/lib/failavoid/resource_manager"
     inventory: str = "/etc/failavoid/inventory/hosts.yml"
@@ -83,6 +85,8 @@ class Settings:
     reserve_kb: int = 262144  # of a host's memory that no guest gets
 
     def __post_init__(self) -> None:
+        self.tls.check(self.listen)
+        check_url("monitor", self.monitor)
         if self.spares < 1:
             raise ValueError(
                 f"setting 'spares' is {self.spares}; without a spare no host can be evacuated: use 1 or more"

@@ -151,6 +151,25 @@ class RuleScore:
 
 
 @dataclass
+class Predictions:
+    """What each rule has predicted, and how often that was right."""
+
+    rules: List[RuleScore]
+    predictions: List[Prediction]
+
+
+@dataclass
+class Distribution:
+    """What was learned of an application's use in ``runs``: how often ``metric`` was in each of the bins."""
+
+    application: str
+    metric: str
+    runs: int
+    bins: int
+    counts: List[float]
+
+
+@dataclass
 class Finding:
     """What a person should know of a job or a node, and no alarm; ``ended`` when it was over.
 
@@ -325,6 +344,52 @@ class Job:
 
 
 @dataclass
+class JobAlive:
+    """A job's client is there, and asks for the job once its state is not ``state``, or after ``timeout`` seconds."""
+
+    state: str = ""
+    timeout: float = 0.0
+
+
+@dataclass
+class JobStarted:
+    """A job's client says what it runs in the job's guests."""
+
+    command: List[str] = field(default_factory=list)
+
+
+@dataclass
+class JobEnded:
+    """A job's client says how its program ended; ``exit_status`` is null where there is none."""
+
+    exit_status: Optional[int] = None
+    message: str = ""
+
+
+@dataclass
+class Assigned:
+    """A warm guest has its user, or ``error`` says why not."""
+
+    error: str = ""
+
+
+@dataclass
+class Reason:
+    """Why something is done, for the people who will ask."""
+
+    reason: str = ""
+
+
+@dataclass
+class Cause:
+    """Why a host is marked, and for which evacuation and job if it is for one."""
+
+    reason: str = ""
+    evacuation: str = ""
+    job: str = ""
+
+
+@dataclass
 class LeaseRequest:
     """Asks for a host that an evacuation's guests can move to; asked again, the same lease is renewed.
 
@@ -353,6 +418,14 @@ class Lease:
 
 
 @dataclass
+class PlacementRequest:
+    """Asks for cores for guests on a host."""
+
+    guests: List[str]
+    host: str
+
+
+@dataclass
 class Placement:
     """Where one guest is to run, or runs: ``cores`` are of NUMA node ``numa_node`` of ``host``."""
 
@@ -360,6 +433,13 @@ class Placement:
     host: str
     cores: List[int]
     numa_node: int
+
+
+@dataclass
+class Commit:
+    """Says that the guests of a lease's evacuation now run where they were placed."""
+
+    placements: List[Placement]
 
 
 @dataclass
@@ -528,6 +608,14 @@ class Evacuation:
 
 
 @dataclass
+class EvacuationRequest:
+    """An operator's order that guests leave a host, or all hosts of a failure domain (``rack=r1``)."""
+
+    host: str
+    reason: str = ""
+
+
+@dataclass
 class MoveProgress:
     """How far a guest's move has come, in bytes, as its source's libvirt says."""
 
@@ -612,6 +700,8 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
         return float(data)
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
         raise ValueError(f"{where}: {kind.__name__} is needed, not {data!r}")
+    if kind is str and any("\ud800" <= letter <= "\udfff" for letter in data):  # JSON can say it, nothing can write it
+        raise ValueError(f"{where}: {data!r} is no Unicode text")
     return data
 
 

@@ -53,9 +53,10 @@ def verify(secret: bytes, token: str) -> Identity:
     """Return the identity a token carries. Raises InvalidTokenError."""
     words = token.split(".")
     if len(words) != 4 or words[0] not in ROLES:
-        raise InvalidTokenError("malformed token")
+        raise InvalidTokenError("the token is not of the form that 'failavoid token' prints: ROLE.SUBJECT.NONCE.MAC")
     role, subject, nonce, mac = words
-    if not hmac.compare_digest(mac, _mac(secret, (role, subject, nonce))):
+    expected = _mac(secret, (role, subject, nonce))
+    if not hmac.compare_digest(mac.encode(), expected.encode()):  # as text it would have to be ASCII
         raise InvalidTokenError(f"the token for {role} {subject} was not made with this site's secret")
     return Identity(role, subject, nonce)
 

@@ -45,9 +45,29 @@ def test_the_monitor_hears_every_host(site, services):
 
 @pytest.mark.parametrize("service", sorted(PORTS))
 def test_strangers_get_no_answer_from_a_service(site, service):
-    address = f"http://{site.hosts[site.head]['ansible_host']}:{PORTS[service]}"
-    assert httpx.get(f"{address}/openapi.json").status_code == 401
-    assert httpx.post(f"{address}/alarms", json={}).status_code == 401
+    with httpx.Client(base_url=site.url(service), verify=site.trust()) as stranger:
+        assert stranger.get("/openapi.json").status_code == 401
+        assert stranger.post("/alarms", json={}).status_code == 401
+
+
+@pytest.mark.parametrize("service", sorted(PORTS))
+def test_a_service_is_known_by_the_sites_authority_alone_and_does_not_speak_in_the_clear(site, service):
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        httpx.get(f"{site.url(service)}/openapi.json")  # by the system's authorities
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{site.url(service)}/openapi.json".replace("https://", "http://"))
+
+
+def test_the_services_key_is_their_users_alone(site):
+    shown = site.run(site.head, "stat", "-c", "%U %a", "/etc/failavoid/tls/key.pem")
+    assert shown.split() == ["failavoid", "400"]
+
+
+def test_hosts_know_the_authority_and_hold_no_key_of_it(site):
+    ours = site.run(site.head, "cat", "/etc/failavoid/authority.pem")
+    for host in site.groups["hypervisor"]:
+        assert site.run(host, "cat", "/etc/failavoid/authority.pem") == ours, host
+        assert site.run(host, "find", "/etc", "-name", "ca-key.pem") == "", host
 
 
 def test_the_secret_stays_on_the_head(site):

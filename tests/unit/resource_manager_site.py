@@ -11,6 +11,7 @@ from failavoid.resource_manager import guests
 from failavoid.resource_manager.api import make_api
 from failavoid.resource_manager.manager import make_manager
 from failavoid.resource_manager.settings import HostSettings, Settings
+from failavoid.services import Tls
 from failavoid.shared.messages import Job, Membership, from_dict
 from failavoid.shared.tokens import mint
 
@@ -32,6 +33,7 @@ class Site:
     def __init__(self, folder, monkeypatch, hosts=4, **settings):
         image = folder / "sysimage" / "current"
         image.mkdir(parents=True, exist_ok=True)
+        (folder / "authority.pem").write_text("the site's authority\n")
         manifest = {"digest": "d1", "root": "r1", "classes": {"guest": {"init": "/init", "kernel_arguments": "quiet"}}}
         (image / "manifest.json").write_text(json.dumps(manifest))
         self.settings = Settings(
@@ -39,6 +41,7 @@ class Site:
             head_address="10.0.0.100",
             guest_network="10.0.2.0/24",
             prefix=16,
+            tls=Tls(authority=str(folder / "authority.pem")),
             state=str(folder / "state"),
             sysimage=str(folder / "sysimage"),
             **{"share_cores": True, **settings},

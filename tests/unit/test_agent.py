@@ -47,6 +47,8 @@ def test_settings_are_read(tmp_path):
     assert settings.monitor == ("127.0.0.1", 7411)
     assert settings.interval_s == 1.0
     assert settings.metrics == {"cpu"}
+    assert settings.authority == ""
+    assert load(write(tmp_path, authority="/etc/failavoid/authority.pem")).authority == "/etc/failavoid/authority.pem"
 
 
 def test_guests_sample_less_often_by_default(tmp_path):

@@ -232,11 +232,18 @@ def test_no_command_loads_what_it_does_not_need(environment):
 
 def test_settings_come_from_the_file_and_the_environment(tmp_path, monkeypatch):
     path = tmp_path / "cli.yml"
-    path.write_text("controller: http://head:7413\nmpi_network: 10.0.0.0/8\n")
-    monkeypatch.setenv("FAILAVOID_MONITOR_URL", "http://other:1/")
+    path.write_text("controller: https://head:7413\nmpi_network: 10.0.0.0/8\n")
+    monkeypatch.setenv("FAILAVOID_MONITOR_URL", "https://other:1/")
+    monkeypatch.setenv("FAILAVOID_AUTHORITY", "/home/ada/authority.pem")
     settings = load(path)
-    assert (settings.controller, settings.monitor) == ("http://head:7413", "http://other:1")
+    assert (settings.controller, settings.monitor) == ("https://head:7413", "https://other:1")
+    assert settings.resource_manager == "https://127.0.0.1:7412"
+    assert settings.authority == "/home/ada/authority.pem"
     assert settings.mpi_network == "10.0.0.0/8"
+    monkeypatch.setenv("FAILAVOID_MONITOR_URL", "http://head:7411")
+    with pytest.raises(CliError, match=r"give it as https://.*or FAILAVOID_MONITOR_URL.*in the clear"):
+        load(path)
+    monkeypatch.delenv("FAILAVOID_MONITOR_URL")
     path.write_text("controler: x\n")
     with pytest.raises(CliError, match="unknown field 'controler'"):
         load(path)
@@ -695,6 +702,28 @@ def test_an_evacuation_is_planned_confirmed_followed_and_told(controlled):
     assert any(f"{evacuation.id}: retired done" in line for line in lines)
     after = json.loads(failavoid(environment, "events", "--json")[1].splitlines()[-1])["number"]
     assert failavoid(environment, "events", "--after", str(after))[1] == ""
+
+
+def test_the_audit_log_tells_in_one_order_who_changed_what_and_why_at_both_services(site, controlled):
+    world, environment = controlled
+    job = site.ready()
+    failavoid(environment, "drain", "host4", "--reason", "fan is loud")
+    evacuation = world.until_state(world.alarm(), "LEASED")
+    failavoid(environment, "cancel", evacuation.id, "--reason", "not now")
+    status, out, err = failavoid(environment, "audit")
+    assert status == 0, err
+    lines = out.splitlines()
+    assert sorted(lines, key=lambda line: line[:19]) == lines
+    assert any("resource_manager operator root        host drained host=host4: fan is loud" in line for line in lines)
+    assert any(f"controller       root                 cancel {evacuation.id}: not now" in line for line in lines)
+    assert any("user ada" in line and f"job submitted job={job.id} user=ada" in line for line in lines)
+    about = failavoid(environment, "audit", "--about", "host4", "--last", "1h")[1].splitlines()
+    assert 0 < len(about) < len(lines)
+    assert all("host4" in line for line in about)
+    documents = [json.loads(line) for line in failavoid(environment, "audit", "--json")[1].splitlines()]
+    assert {one["service"] for one in documents} == {"resource_manager", "controller"}
+    status, _, err = failavoid({**environment, "FAILAVOID_TOKEN": mint(SECRET, "user", "ada")}, "audit")
+    assert (status, "this one is of role user" in err) == (4, True)
 
 
 def test_new_evacuations_are_stopped_and_allowed_again(controlled):

@@ -114,8 +114,8 @@ def test_an_operator_evacuates_a_host_and_may_take_it_back(api, world):
         ({"host": "host9", "reason": ""}, 404, "no host host9"),
         ({"host": "host5", "reason": ""}, 409, "no job has guests"),
         ({"host": "Host 1", "reason": ""}, 422, "not allowed"),
-        ({"reason": "x"}, 422, "not allowed"),
-        (["host1"], 422, "asked for with"),
+        ({"reason": "x"}, 422, "'host' is missing"),
+        (["host1"], 422, "an object is needed"),
     ],
 )
 def test_an_order_that_cannot_be_carried_out_says_why(api, body, status, word):
@@ -172,7 +172,8 @@ def test_a_guest_without_a_job_is_told_nothing_until_it_has_one(api, world):
 
 def test_a_guest_speaks_for_itself_alone(api):
     assert api.get("/guests/guest2/notice", headers=guest(1)).status_code == 403
-    assert api.post("/guests/guest2/report", json={}, headers=guest(1)).status_code == 403
+    said = to_dict(GuestReport("job-1", 1, "ready", 1))
+    assert api.post("/guests/guest2/report", json=said, headers=guest(1)).status_code == 403
 
 
 def test_the_token_of_an_earlier_guest_of_the_same_name_is_worth_nothing(api):
@@ -284,10 +285,11 @@ def test_hosts_that_cannot_be_reached_are_named_before_they_have_to_be_evacuated
     ("text", "complaint"),
     [
         ("port: 7413\n", "'url' is missing"),
-        ("url: 10.77.0.1:7413\n", "line 1.*give it as http://"),
-        ("url: http://h:1\nlimits: {on_deadline: pray}\n", "use one of migrate, cancel"),
-        ("url: http://h:1\nlimits:\n  retry_s: -1\n", "line 3.*retry_s.*from 0"),
-        ("url: http://h:1\nlimits: {gather: 1}\n", "unknown field 'gather'"),
+        ("url: 10.77.0.1:7413\n", "line 1.*give it as https://"),
+        ("url: http://10.77.0.1:7413\n", "line 1.*give it as https://"),
+        ("url: https://h:1\nlimits: {on_deadline: pray}\n", "use one of migrate, cancel"),
+        ("url: https://h:1\nlimits:\n  retry_s: -1\n", "line 3.*retry_s.*from 0"),
+        ("url: https://h:1\nlimits: {gather: 1}\n", "unknown field 'gather'"),
     ],
 )
 def test_a_bad_setting_is_refused_by_name(tmp_path, text, complaint):

@@ -1,6 +1,7 @@
 """Marks of hosts and whose they are, checks before a host returns, the site's hooks, the audit log."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 from resource_manager_site import OPERATOR, SERVICE, USER, Site, bearer
@@ -152,7 +153,8 @@ def test_the_monitor_is_asked_for_the_hosts_last_sample(monkeypatch):
         def json(self):
             return samples
 
-    monkeypatch.setattr(hosts_module.httpx, "get", lambda *_words, **_named: Answer())
+    monitor = SimpleNamespace(get=lambda _path: Answer())
+    monkeypatch.setattr(hosts_module, "client", lambda *_words, **_named: monitor)
     monkeypatch.setattr(hosts_module.time, "time", lambda: 1010.0)
     heard = hosts_module.heard_by_monitor("http://monitor", b"s" * 48)
     assert heard("host1") == ""

@@ -381,7 +381,7 @@ def test_nodes_that_are_gone_are_forgotten():
         ("rules:\n  sigma: 2\n  treshold: 0.8\n", "unknown field 'treshold'"),
         ("rules:\n  sigma: 2\n  threshold: 75\n", "line 3.*'threshold' is 75"),
         ("interval_s: 0\n", "line 1.*'interval_s' is 0"),
-        ("controller: head:7413\n", "line 1.*'controller' is 'head:7413'; give it as http://"),
+        ("controller: head:7413\n", "line 1.*'controller' is 'head:7413'; give it as https://"),
     ],
 )
 def test_bad_settings_are_refused_with_line_and_name(tmp_path, text, complaint):
@@ -413,7 +413,7 @@ def settings_file(tmp_path, neighbours):
     port = free_port()
     (tmp_path / "secret").write_bytes(SECRET)
     (tmp_path / "monitor.yml").write_text(
-        f"listen: 127.0.0.1\nport: {port}\nsecret: {tmp_path}/secret\n"
+        f"listen: 127.0.0.1\nport: {port}\ntls: {{enabled: false}}\nsecret: {tmp_path}/secret\n"
         f"resource_manager: {neighbours.url}\ncontroller: {neighbours.url}\n"
     )
     return tmp_path / "monitor.yml", port

@@ -63,6 +63,9 @@ def test_a_guest_is_told_who_it_is_and_nobody_else_is(site):
     assert (identity["address"], identity["prefix"]) == (guest.address, 16)
     assert identity["user"] == {"name": "ada", "uid": 1000, "gid": 1000}
     assert identity["authorized_keys"] == [KEY]
+    assert identity["authority"] == "the site's authority\n"
+    assert identity["agent"]["authority"] == "/run/failavoid/authority.pem"
+    assert identity["agent"]["controller"] == "https://10.0.0.100:7413"
     assert identity["hosts"] == {
         **{other: site.guests()[other].address for other in job.guests},
         "head": "10.0.0.100",
@@ -291,19 +294,19 @@ def test_a_stranger_to_an_act_is_refused(site, method, path, role):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "headers"),
+    ("method", "path", "body", "headers"),
     [
-        ("GET", "/jobs/none", USER),
-        ("POST", "/jobs/none/ended", USER),
-        ("DELETE", "/leases/none", SERVICE),
-        ("POST", "/leases/none/commit", SERVICE),
-        ("POST", "/hosts/none/retire", SERVICE),
-        ("POST", "/hosts/none/restore", OPERATOR),
-        ("DELETE", "/guests/none", OPERATOR),
+        ("GET", "/jobs/none", None, USER),
+        ("POST", "/jobs/none/ended", {}, USER),
+        ("DELETE", "/leases/none", None, SERVICE),
+        ("POST", "/leases/none/commit", {"placements": []}, SERVICE),
+        ("POST", "/hosts/none/retire", {}, SERVICE),
+        ("POST", "/hosts/none/restore", None, OPERATOR),
+        ("DELETE", "/guests/none", None, OPERATOR),
     ],
 )
-def test_what_is_not_there_is_not_found(site, method, path, headers):
-    answer = site.api.request(method, path, json={"placements": []}, headers=headers)
+def test_what_is_not_there_is_not_found(site, method, path, body, headers):
+    answer = site.api.request(method, path, json=body, headers=headers)
     assert answer.status_code == 404
     assert "there is no" in answer.json()["detail"]
 
@@ -420,9 +423,9 @@ def test_places_on_the_spare_are_reserved_and_the_same_when_asked_again(site):
     [
         ({"guests": ["none"], "host": "host3"}, 409, "there is no guest none"),
         ({"guests": [], "host": "none"}, 409, "there is no host none"),
-        ({"guests": "g0001", "host": "host3"}, 422, "a list of names"),
-        ({"guests": [{}], "host": "host3"}, 422, "a list of names"),
-        ({}, 422, "a list of names"),
+        ({"guests": "g0001", "host": "host3"}, 422, "guests: a list is needed"),
+        ({"guests": [{}], "host": "host3"}, 422, "guests[0]: str is needed"),
+        ({}, 422, "'guests' is missing"),
     ],
 )
 def test_places_that_cannot_be_given_are_refused(site, body, status, word):

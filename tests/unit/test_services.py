@@ -5,9 +5,10 @@ import threading
 from dataclasses import dataclass
 
 import pytest
+from fastapi import HTTPException
 from fastapi.testclient import TestClient
 
-from failavoid.services import Changes, SettingsError, load_settings, make_app, require
+from failavoid.services import LONGEST_BODY, Changes, SettingsError, load_settings, make_app, require
 from failavoid.shared.tokens import Identity, mint
 
 SECRET = b"s" * 48
@@ -56,7 +57,19 @@ def client():
     def change(identity: Identity = require("operator")) -> dict[str, str]:
         return {"by": identity.subject}
 
-    return TestClient(app)
+    @app.get("/missing")
+    def missing() -> None:
+        raise HTTPException(404, "there is no such thing")
+
+    @app.get("/wrong")
+    def wrong() -> None:
+        raise ValueError("seven is no number")
+
+    @app.get("/broken")
+    def broken() -> None:
+        raise KeyError("inside")
+
+    return TestClient(app, raise_server_exceptions=False)
 
 
 def bearer(role):
@@ -72,6 +85,39 @@ def test_nothing_is_answered_without_a_token(client):
 
 def test_a_forged_token_is_refused(client):
     assert client.get("/who", headers={"Authorization": "Bearer operator.admin.0.AAAA"}).status_code == 401
+
+
+def test_a_token_of_other_letters_is_refused_like_any_that_is_forged(client):
+    for token in (b"reader.someone.0.\xfc", b"reader.\xfc.0.AAAA", b"\xfc", b"...", b"reader.someone.0."):
+        answer = client.get("/who", headers={b"Authorization": b"Bearer " + token})
+        assert answer.status_code == 401, token
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_whatever_is_refused_is_refused_with_a_sentence(client):
+    def detail(status, method, path, **words):
+        answer = client.request(method, path, headers=words.pop("headers", bearer("operator")), **words)
+        assert answer.status_code == status
+        return answer.json()["detail"]
+
+    assert detail(404, "GET", "/no-such") == "there is no GET /no-such here: /openapi.json lists what there is"
+    assert detail(405, "GET", "/change") == "there is no GET /change here: /openapi.json lists what there is"
+    assert detail(404, "GET", "/missing") == "there is no such thing"
+    assert "is no number" in detail(422, "GET", "/wrong")
+    assert "failed at GET /broken. This is a defect" in detail(500, "GET", "/broken")
+    long = {"headers": {**bearer("operator"), "Content-Length": str(LONGEST_BODY + 1)}}
+    assert f"at most {LONGEST_BODY}" in detail(413, "POST", "/change", **long)
+    assert "come with its length" in detail(411, "POST", "/change", content=iter([b"{}"]))
+
+
+def test_who_was_refused_is_logged(client, caplog):
+    client.get("/who")
+    client.post("/change%0Aforged-line", headers={"Authorization": "Bearer x"})
+    client.post("/change", headers=bearer("reader"))
+    stranger, forger, reader = (record.getMessage() for record in caplog.records if "was refused" in record.msg)
+    assert stranger.startswith("'GET /who' was refused to testclient: a token is needed")
+    assert "\n" not in forger
+    assert reader.startswith("'POST /change' was refused to reader someone: a token of role operator is needed")
 
 
 def test_a_role_may_do_what_is_its_to_do_and_no_more(client):

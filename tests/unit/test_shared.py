@@ -83,3 +83,8 @@ def test_messages_survive_the_way_through_json():
 def test_a_document_of_the_wrong_form_is_refused_with_the_field_at_fault(change, complaint):
     with pytest.raises(ValueError, match=complaint):
         messages.from_dict(messages.Evacuation, {**messages.to_dict(evacuation()), **change})
+
+
+def test_text_that_nothing_can_write_is_refused_where_it_comes_in():
+    with pytest.raises(ValueError, match=r"Reason\.reason: '\\ud800' is no Unicode text"):
+        messages.from_dict(messages.Reason, {"reason": "\ud800"})

@@ -38,7 +38,7 @@ def test_warm_guests_boot_on_the_hosts_that_jobs_get_first(site):
     identity = site.played("launch.yml")[0]["launch_identities"]["g0001"]
     assert "user" not in identity
     assert "authorized_keys" not in identity
-    assert identity["agent"]["resource_manager"] == "http://10.0.0.100:7412"
+    assert identity["agent"]["resource_manager"] == "https://10.0.0.100:7412"
     assert set(site.pools().values()) == {"free"}
     assert len(fill(site)) == 2
 

@@ -11,23 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from fastapi import Body, FastAPI, Header, HTTPException, Request, Response
+from fastapi import FastAPI, Header, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from failavoid.documents import Document, Since
 from failavoid.monitor.display.display import Display
 from failavoid.monitor.display.values import NAMES
 from failavoid.monitor.evacuations import EvacuationFollower
 from failavoid.monitor.store import Store
 from failavoid.services import require
-from failavoid.shared.messages import Evacuation, HostCores, HostHistory, Recording, to_dict
+from failavoid.shared.messages import Evacuation, HostCores, HostHistory, Reason, Recording, to_dict
 from failavoid.shared.names import check_name
 
 PAGES = "/display/"
 QUIET_S = 15.0  # after so long without news a sign of life is sent
 _FIRST_S = 2.0  # to bring the board up to date, if nobody looked before
+_NO_REASON = Reason()
 _MANY = 500  # hosts, whose cores are asked for at once
 _SAFE = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -61,7 +63,7 @@ def add(app: FastAPI, display: Display, store: Store, evacuations: EvacuationFol
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     @app.get("/live/hosts/{name}/history", response_model=HostHistory, dependencies=[require()])
-    def history(name: str, metric: str = "", since: float = 0.0) -> dict[str, Any]:
+    def history(name: str, metric: str = "", since: Since = 0.0) -> dict[str, Any]:
         return to_dict(display.history(check_name("host", name), shown(metric), since))
 
     @app.get("/live/cores", response_model=list[HostCores], dependencies=[require()])
@@ -90,8 +92,8 @@ def add(app: FastAPI, display: Display, store: Store, evacuations: EvacuationFol
         return hand_on(name, "confirm", request, {})
 
     @app.post("/live/evacuations/{name}/cancel", response_model=Evacuation, dependencies=[require("operator")])
-    def cancel(name: str, request: Request, document: Any = Body(default={})) -> Response:
-        return hand_on(name, "cancel", request, document)
+    def cancel(name: str, request: Request, said: Document[Reason] = _NO_REASON) -> Response:
+        return hand_on(name, "cancel", request, to_dict(said))
 
 
 async def _events(display: Display, metric: str, place: str) -> AsyncIterator[str]:

@@ -69,4 +69,8 @@ print(mint(read_secret(sys.argv[1]), *sys.argv[2:]))' "$secret" "$1" "$2")
 }
 token operator admin /etc/failavoid/tokens/root root
 for user in "$@"; do token user "$user" "/etc/failavoid/tokens/$user" "$user"; done
+for user in ${FAILAVOID_READERS:-}; do
+  case " $* " in *" $user "*) continue ;; esac # a job user reads anyway
+  token reader "$user" "/etc/failavoid/tokens/$user" "$user"
+done
 echo "public key: $(cat "$key.pub")"
