@@ -11,8 +11,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 PACKAGES := binutils gcc gnutls-bin libvirt-dev make pkg-config python3-dev python3-venv \
   fuse3 iproute2 lxcfs mmdebstrap openmpi-bin openssh-client procps python3-mpi4py python3-numpy systemd-container
-# for the tests of the MPI wrapper: the compilers of both MPIs, and one of the two module systems
-TEST_PACKAGES := gfortran libmpich-dev libopenmpi-dev lmod mpich
+# for tests alone: the compilers of both MPIs, one of the two module systems, a browser for the display, Prometheus for what it scrapes
+TEST_PACKAGES := chromium gfortran libmpich-dev libopenmpi-dev lmod mpich prometheus
 define install_packages
 	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(1) 2>&1 | awk '!/^installed /'); \
 	if [ -n "$$missing" ]; then echo "== installing Debian packages"; apt-get -q update && \
@@ -47,7 +47,8 @@ build/environment-modules/.installed:
 	@touch $@
 
 .PHONY: test-tools
-test-tools: venv .venv-mpich/.installed build/environment-modules/.installed ## make .venv-mpich too, and install the compilers of both MPIs
+test-tools: venv .venv-mpich/.installed build/environment-modules/.installed ## make .venv-mpich too, and install what tests alone need
+	$(call install_packages,$(TEST_PACKAGES))
 
 .PHONY: venv
 venv: $(VENV)/.installed ## make .venv with pinned versions
@@ -109,6 +110,7 @@ bench: test-tools ## measure; writes build/bench/*.json
 	python -m tests.bench.ansible
 	python -m tests.bench.barrier
 	python -m tests.bench.monitor
+	python -m tests.bench.display
 
 .PHONY: soak
 soak: venv ## fifty evacuations in a row under one job; writes build/soak/soak.json

@@ -94,9 +94,10 @@ def _line_of(text: str, message: str) -> str:
     return ""
 
 
-def make_app(title: str, secret: bytes) -> FastAPI:
+def make_app(title: str, secret: bytes, public: str | tuple[str, ...] = ()) -> FastAPI:
     """Make an API whose every route needs a valid token; each route names its roles by `require`.
 
+    What is below the paths ``public`` is for everybody: pages, which hold nothing of the site.
     Its OpenAPI is at /openapi.json, for whoever has a token.
     """
     bearer = Security(HTTPBearer(auto_error=False, description="A token of this site: docs/architecture.md, Trust."))
@@ -108,6 +109,8 @@ def make_app(title: str, secret: bytes) -> FastAPI:
 
     @app.middleware("http")
     async def check_token(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        if request.url.path.startswith(public):
+            return await call_next(request)
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         try:
             if scheme.lower() != "bearer" or not token:

@@ -104,6 +104,17 @@ def status(as_json: Json = False) -> None:
 
 
 @command
+def top(
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between pictures.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="One picture, for a pipe or a log.")] = False,
+) -> None:
+    """The machine at a glance, drawn anew until Ctrl-C: memory, evacuations, alarms."""
+    from failavoid.cli import top as view
+
+    view.show(ask, every, once)
+
+
+@command
 def hosts(as_json: Json = False) -> None:
     """All hosts with their pools."""
     from failavoid.cli import tables

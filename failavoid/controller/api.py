@@ -10,9 +10,11 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from failavoid.controller import metrics
 from failavoid.controller.controller import Controller, RequestError
 from failavoid.controller.manager import ManagerError
 from failavoid.documents import After, Document, Nothing, Timeout, refusal
+from failavoid.exposition import registry_of, serve_metrics
 from failavoid.services import make_app, require
 from failavoid.shared.messages import (
     Alarm,
@@ -42,6 +44,7 @@ _NO_REASON = Reason()
 def build_app(controller: Controller, secret: bytes) -> FastAPI:
     """Make the API of ``controller``. Polls are asynchronous, so that all guests can wait at once."""
     app = make_app("failavoid controller", secret)
+    serve_metrics(app, registry_of(lambda: metrics.collect(controller)))
     around = controller.around
 
     @app.exception_handler(RequestError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -131,21 +132,23 @@ class Archive:
             path.unlink(missing_ok=True)
             total -= size
 
-    def recent(self, since: float) -> Iterator[tuple[Collection, list[Group]]]:
-        """What was kept since then, the oldest first; a damaged file is left out, and said."""
-        name = _stamp(since - SEGMENT_S)
+    def recent(self, since: float, until: float = math.inf) -> Iterator[tuple[Collection, list[Group]]]:
+        """What was kept of this time, the oldest first; a damaged file is left out, and said."""
+        first = _stamp(since - SEGMENT_S)
+        last = _stamp(until) if math.isfinite(until) else ""
         for path in sorted(self._folder.glob("*.npz")):
-            if path.stem < name:
+            if path.stem < first or (last and path.stem > last):
                 continue
             try:
                 segment = read_segment(path)
             except TraceError as error:
                 log.warning("%s", error)
                 continue
-            yield from _collections(segment, since)
+            yield from _collections(segment, since, until)
 
 
 def _stamp(when: float) -> str:
+    """The name of a file that begins then."""
     return time.strftime("%Y%m%d-%H%M%S", time.gmtime(when))
 
 
@@ -157,13 +160,13 @@ def _segment(part: _Part) -> Segment:
     return Segment(np.array([row.time for row in part.rows]), hosts, METRICS, values, part.groups)
 
 
-def _collections(segment: Segment, since: float) -> Iterator[tuple[Collection, list[Group]]]:
+def _collections(segment: Segment, since: float, until: float) -> Iterator[tuple[Collection, list[Group]]]:
     hosts = {host: column for column, host in enumerate(segment.hosts)}
     place = {name: row for row, name in enumerate(segment.metrics)}
     order = [place.get(name, -1) for name in METRICS]  # another version's file may lack some
     groups = [(begin, [Group(*row) for row in rows]) for begin, rows in segment.groups]
     for when, values in zip(segment.times, segment.values.astype(np.float64)):
-        if when >= since:
+        if since <= when <= until:
             mine = next((of for begin, of in reversed(groups) if begin <= when), [])
             known = np.array([values[row] if row >= 0 else np.full(len(hosts), np.nan) for row in order])
             yield Collection(float(when), hosts, known), mine

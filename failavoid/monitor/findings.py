@@ -27,6 +27,10 @@ class Findings:
                 finding.ended = finding.time
                 state.put(_ident(finding), finding)
 
+    def open(self) -> list[Finding]:
+        """Those that hold now; for any thread."""
+        return [finding for held in list(self._open.values()) for finding in list(held.values())]
+
     def look(self, about: str, now: float, holding: Mapping[Subject, str]) -> None:
         """Take everything that holds now ``about`` something (jobs, nodes): (kind, subject) -> text."""
         open_ = self._open.setdefault(about, {})

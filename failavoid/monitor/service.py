@@ -14,11 +14,17 @@ from typing import Any
 from fastapi import FastAPI, Response
 
 from failavoid.documents import Since
+from failavoid.exposition import serve_metrics
 from failavoid.monitor.alarms import AlarmSender
+from failavoid.monitor.alerts import Alerter, Seen
 from failavoid.monitor.archive import Archive
+from failavoid.monitor.display import api as display_api
+from failavoid.monitor.display.display import Display
+from failavoid.monitor.evacuations import EvacuationFollower
 from failavoid.monitor.evaluation import Evaluator
 from failavoid.monitor.findings import of_nodes
 from failavoid.monitor.groups import Follower
+from failavoid.monitor.metrics import Metrics
 from failavoid.monitor.migrations import MigrationTimes
 from failavoid.monitor.scores import score
 from failavoid.monitor.settings import Settings
@@ -26,7 +32,7 @@ from failavoid.monitor.sources import Context, open_source
 from failavoid.monitor.state import State
 from failavoid.monitor.store import Store
 from failavoid.prediction.models import BINS
-from failavoid.services import SettingsError, load_settings, make_app, require, run, set_up_logging
+from failavoid.services import SettingsError, client, load_settings, make_app, require, run, set_up_logging
 from failavoid.shared.messages import (
     Alarm,
     Distribution,
@@ -60,8 +66,13 @@ class Monitor:
         self.evaluator = Evaluator(settings, self.state, self.follower.has_room_for)
         self.sender = AlarmSender(settings.controller, token, self.follower.is_member, settings.tls.authority)
         self.migrations = MigrationTimes(settings.controller, token, settings.tls.authority)
+        self.metrics = Metrics(settings, self.store, self.state, self.evaluator.findings, self.horizon_s)
         keeps = settings.state and settings.archive_mb
         self.archive = Archive(Path(settings.state) / "archive", settings.archive_mb) if keeps else None
+        self.evacuations = EvacuationFollower(client(settings.controller, token, settings.tls.authority))
+        self.display = Display(settings, self.state, self.follower, self.evaluator, self.evacuations, self.archive)
+        self.alerter = Alerter(settings.alerts, settings.display_url, self._seen)
+        self._began = time.time()
         context = Context(settings.listen, settings.port, secret, self.store, self.follower.is_guest)
         self.sources = [open_source(source.kind, source.options, context) for source in settings.sources]
         self._stopped = threading.Event()
@@ -72,7 +83,7 @@ class Monitor:
         self._recall()
         if self.archive:
             self.archive.start()
-        for part in (*self.sources, self.follower, self.sender, self.migrations):
+        for part in self._parts():
             part.start()
         self._thread.start()
 
@@ -82,9 +93,23 @@ class Monitor:
         self._thread.join()
         if self.archive:  # first: nothing that goes wrong after this costs a sample
             self.archive.stop()
-        for part in (*self.sources, self.follower, self.sender, self.migrations):
+        for part in self._parts():
             part.stop()
         self.state.close()
+
+    def _parts(self) -> list[Any]:
+        parts = (self.follower, self.sender, self.migrations, self.evacuations, self.display, self.alerter)
+        return [*self.sources, *parts]
+
+    def _seen(self) -> Seen:
+        return Seen(
+            now=time.time(),
+            since=self._began,
+            alarms=list(self.evaluator.alarms),
+            evacuations=list(self.evacuations.evacuations().values()),
+            findings=self.evaluator.findings.open(),
+            membership=self.follower.membership(),
+        )
 
     def horizon_s(self) -> float:
         """A failure predicted within this time is danger, if the settings' own horizon is not longer."""
@@ -124,11 +149,14 @@ class Monitor:
 
     def _judge(self, when: float) -> None:
         collection, groups = self.store.collect(when), self.follower.groups()
-        decision = self.evaluator.evaluate(collection, groups, horizon_s=self.horizon_s())
+        with self.metrics.judging.time():
+            decision = self.evaluator.evaluate(collection, groups, horizon_s=self.horizon_s())
+        self.metrics.count(decision.raised, decision.withdrawn)
         for alarm in decision.raised:
             self.sender.send(alarm)
         for alarm in decision.withdrawn:
             self.sender.withdraw(alarm)
+        self.display.take(collection)
         if self.archive:
             self.archive.add(collection, groups)
 
@@ -143,7 +171,9 @@ class Monitor:
 
 def build_app(monitor: Monitor, secret: bytes) -> FastAPI:
     """The monitor's API, as in docs/architecture.md."""
-    app = make_app("failavoid monitor", secret)
+    app = make_app("failavoid monitor", secret, public=display_api.PAGES)
+    serve_metrics(app, monitor.metrics.registry)
+    display_api.add(app, monitor.display, monitor.store, monitor.evacuations)
 
     @app.get("/samples", response_model=list[Sample], dependencies=[require()])
     def samples() -> list[dict[str, Any]]:

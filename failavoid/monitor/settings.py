@@ -10,6 +10,7 @@ from failavoid.prediction.settings import RULES, RuleSettings
 from failavoid.services import Tls, check_url
 
 METRICS = ("unavailable", "active")
+OCCASIONS = ("alarm", "evacuation", "no-spare", "silent")  # of alerts
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,36 @@ class SourceSettings:
 
     kind: str
     options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AlertSettings:
+    """Somebody who is told of ``occasions``: a ``webhook``, which is posted JSON at ``url``, or ``mail``."""
+
+    kind: str
+    url: str = ""
+    to: list[str] = field(default_factory=list)
+    sender: str = "failavoid@localhost"
+    server: str = "localhost"
+    port: int = 25
+    starttls: bool = False
+    occasions: list[str] = field(default_factory=lambda: list(OCCASIONS))
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("webhook", "mail"):
+            raise ValueError(f"setting 'alerts' has kind {self.kind!r}; use webhook or mail")
+        if self.kind == "webhook" and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"setting 'alerts' has a webhook with url {self.url!r}; give it as https://...")
+        if self.kind == "mail" and not self.to:
+            raise ValueError("setting 'alerts' has mail to nobody; give its receivers as 'to: [ADDRESS]'")
+        for occasion in self.occasions:
+            if occasion not in OCCASIONS:
+                raise ValueError(f"setting 'alerts' has occasion {occasion!r}; use some of {', '.join(OCCASIONS)}")
+
+    @property
+    def name(self) -> str:
+        """For messages; a webhook's path may hold a secret."""
+        return ", ".join(self.to) if self.kind == "mail" else "/".join(self.url.split("/")[:3])
 
 
 @dataclass(frozen=True)
@@ -45,6 +76,8 @@ class Settings:
     applications: dict[str, dict[str, float]] = field(default_factory=dict)  # changes of ``rules`` for one application
     modes: list[Mode] = field(default_factory=list)  # failures other than of memory
     sources: list[SourceSettings] = field(default_factory=lambda: [SourceSettings("agents")])
+    alerts: list[AlertSettings] = field(default_factory=list)
+    display_url: str = ""  # under which people reach this service, for links in alerts
 
     def __post_init__(self) -> None:
         self.tls.check(self.listen)

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -106,6 +107,7 @@ class Store:
         self._stale_s = stale_s
         self._lock = threading.Lock()
         self._nodes: dict[str, _Node] = {}
+        self._received = self._lost = 0  # since the start, of nodes that were forgotten too
         self._past: deque[tuple[float, str, str, float, bytes]] = deque()
         self._columns: dict[str, int] = {}
         self._hosts: dict[str, int] = {}  # the columns as collections have them: the same object until a host is new
@@ -125,6 +127,8 @@ class Store:
             if node is None:
                 node = self._nodes[sample.node] = _Node()
             node.take(sample, arrived, lost)
+            self._received += 1
+            self._lost += lost
             self._remember(arrived, sample.node, sample.kind, sample.time, body)
             if row is not None:
                 column = self._columns.get(sample.node)
@@ -165,6 +169,11 @@ class Store:
             found = [node.sample for _, node in sorted(self._nodes.items())]
         return [sample for sample in found if sample is not None]
 
+    def cores(self, hosts: Iterable[str]) -> dict[str, list[float]]:
+        """Share of each core in use, by the last sample of each of these hosts that has sent one."""
+        with self._lock:
+            return {host: node.sample.cores for host in hosts if (node := self._nodes.get(host)) and node.sample}
+
     def history(self, since: float) -> str:
         """All samples that arrived since then, oldest first, as the JSON of a list of Sample."""
         with self._lock:
@@ -187,6 +196,11 @@ class Store:
         with self._lock:
             found = sorted(self._nodes.items())
         return [node.health(now, self._stale_s) for _, node in found]
+
+    def counts(self) -> tuple[int, int]:
+        """Samples received and lost since the start."""
+        with self._lock:
+            return self._received, self._lost
 
     def drop_silent(self, now: float) -> list[tuple[str, str]]:
         """Forget nodes not heard of for ``history_s``; return (kind, name) of each."""

@@ -10,7 +10,8 @@ from fastapi import FastAPI, HTTPException, Request, Response
 
 from failavoid import services
 from failavoid.documents import After, Document, Nothing, Timeout, refusal
-from failavoid.resource_manager import api_hosts, background, placement
+from failavoid.exposition import registry_of, serve_metrics
+from failavoid.resource_manager import api_hosts, background, metrics, placement
 from failavoid.resource_manager.guests import GuestError
 from failavoid.resource_manager.hosts import HostError, who
 from failavoid.resource_manager.image import ImageError
@@ -58,6 +59,7 @@ def make_api(manager: Manager) -> FastAPI:
     async def no_image(_request: Request, error: ImageError) -> Response:
         return refusal(503, str(error))
 
+    serve_metrics(app, registry_of(lambda: metrics.collect(manager.store)))
     _add_picture(app, manager)
     _add_jobs(app, manager)
     _add_guests(app, manager)

@@ -205,6 +205,48 @@ class NodeHealth:
 
 
 @dataclass
+class HostHistory:
+    """A host's ``metric`` over time, as the display draws it: on a scale of 0..1, None where nothing was heard.
+
+    ``centre`` is that of the hosts it is compared with; beyond ``low`` and ``high`` it is an outlier. The levels of
+    danger and failure are given for the metric that is judged.
+    """
+
+    host: str
+    metric: str
+    times: List[float]
+    values: List[Optional[float]]
+    centre: List[Optional[float]]
+    low: List[Optional[float]]
+    high: List[Optional[float]]
+    peers: int
+    threshold: Optional[float] = None
+    failure: Optional[float] = None
+
+
+@dataclass
+class HostCores:
+    """The share of each core in use, 0..1."""
+
+    host: str
+    cores: List[float]
+
+
+@dataclass
+class Recording:
+    """The hosts' ``metric`` while an evacuation went on: ``frames`` are base64 of a byte a host, of each of ``times``.
+
+    The byte is the share in steps of 1/254; 255 is a host that was silent.
+    """
+
+    evacuation: str
+    metric: str
+    hosts: List[str]
+    times: List[float]
+    frames: List[str]
+
+
+@dataclass
 class Mark:
     """What keeps a host from new work, and whose word that is: the program clears no mark but its own."""
 
@@ -702,6 +744,9 @@ def _encode(value: Any) -> Any:
 def from_dict(cls: Type[T], data: Any) -> T:
     """Build a message from parsed JSON. Raises ValueError that names the field at fault."""
     return typing.cast(T, _decode(cls, data, cls.__name__))
+
+
+_hints = functools.lru_cache(maxsize=None)(typing.get_type_hints)  # finding them out takes longer than all the rest
 
 
 def _decode(kind: Any, data: Any, where: str) -> Any:
