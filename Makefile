@@ -99,7 +99,7 @@ molecule: venv ## each part's scenario on the testbed's hosts: checked, applied 
 	molecule test --all
 
 .PHONY: faults
-faults: test-tools ## kill services, cut networks, stop the NFS server during evacuations, on the testbed
+faults: test-tools ## kill services, cut networks, stop the NFS server during evacuations; interrupt deployments
 	@python -m failavoid.demo --scale default --testbed-only
 	python -m pytest tests/faults
 

@@ -69,18 +69,24 @@ def test_a_part_of_what_is_deployed_is_deployed_again_without_a_change(inventory
     assert after == before
 
 
-def test_a_run_that_was_interrupted_is_continued_by_the_next(whole, site):
+def test_a_run_that_was_killed_is_continued_by_the_next(whole, site):
     host = site.groups["hypervisor"][0]
     site.run(host, "systemctl", "stop", "failavoid-agent")
     site.run(host, "rm", "-rf", "/opt/failavoid/lib/.agent-digest", "/etc/systemd/system/failavoid-agent.service")
     with subprocess.Popen(
-        command(whole), cwd=PROJECT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(whole),
+        cwd=PROJECT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     ) as run:
         assert run.stdout is not None
         for line in run.stdout:
             if line.startswith("TASK [agent : Write the agent's settings]"):
-                run.send_signal(signal.SIGINT)
-    assert run.returncode != 0
+                os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == -signal.SIGKILL
     done = deploy(whole)
     assert done.returncode == 0, done.stdout[-3000:]
     assert changed(done) == [host]
