@@ -19,7 +19,7 @@ class HostSettings:
     address: str
     memory_kb: int
     numa: dict[str, list[int]]
-    machine: str = ""  # the same for hosts that share a kernel, and so its cores
+    machine: str = ""  # the same for hosts that share a kernel, and so its cores; empty where that is not known
     hardware_class: str = ""
     reserved_spare: bool = False
     domains: dict[str, str] = field(default_factory=dict)  # failure domains, e.g. {"rack": "r1", "psu": "p3"}
