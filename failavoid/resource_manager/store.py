@@ -101,17 +101,20 @@ class Store:
             yield self._state
 
     def membership(self) -> Membership:
-        """The whole picture, as others see it."""
+        """The whole picture, as others see it; a copy."""
+        return from_dict(Membership, self.picture())
+
+    def picture(self) -> dict[str, Any]:
+        """The membership in plain dicts and lists, ready for JSON."""
         with self._lock:
             state = self._state
-            picture = {
+            return {
                 "version": self.changes.version,
                 "hosts": [to_dict(state.hosts[name]) for name in sorted(state.hosts)],
                 "guests": [to_dict(state.guests[name]) for name in sorted(state.guests)],
                 "jobs": [to_dict(job) for job in sorted(state.jobs.values(), key=lambda job: job.created)],
                 "differences": [to_dict(state.differences[name]) for name in sorted(state.differences)],
             }
-        return from_dict(Membership, picture)
 
     def events(self, after: int) -> Events:
         """The audit log after a number: the oldest thousand of them."""

@@ -1,5 +1,6 @@
 """The resource manager: pools, jobs and their guests, leases; what it keeps through a crash. Playbooks are played."""
 
+import asyncio
 import json
 import sqlite3
 import subprocess
@@ -330,6 +331,24 @@ def test_a_poll_without_news_ends_after_its_time(site):
 def test_a_poll_with_a_number_of_another_life_is_answered_at_once(site):
     version = site.picture().version
     assert site.api.get("/membership?after=99999&timeout=60", headers=USER).json()["version"] == version
+
+
+def test_the_picture_is_made_once_for_each_version_and_not_by_the_event_loop(site, monkeypatch):
+    made, picture = [], site.store.picture
+
+    def counted():
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        made.append(picture()["version"])
+        return picture()
+
+    monkeypatch.setattr(site.store, "picture", counted)
+    first, same = site.picture(), site.picture()
+    site.ready(hosts=1)
+    later = site.picture()
+    assert first == same
+    assert [job.id for job in later.jobs] == ["job-1"]
+    assert made == [first.version, later.version]
 
 
 def test_guests_that_share_a_core_are_a_warning_of_their_host(site):
