@@ -756,6 +756,25 @@ def test_a_change_that_fails_half_way_has_not_happened(tmp_path):
     assert store.membership().hosts == [Host("a", "1")]
 
 
+def test_a_change_writes_what_it_has_altered_and_nothing_else(tmp_path):
+    store = Store(tmp_path)
+    with store.change() as state:
+        state.hosts |= {name: Host(name, "1") for name in ("a", "b", "c")}
+        state.terms["g0001"] = "told"
+    written = []
+    store._database.set_trace_callback(written.append)
+    with store.change() as state:
+        state.hosts["b"].numa["0"] = [1]  # deep within it
+        del state.hosts["c"]
+    store._database.set_trace_callback(None)
+    documents = [line for line in written if "documents" in line and "numbers" not in line]
+    assert [line.split()[0] for line in documents] == ["DELETE", "INSERT"]
+    assert "'c'" in documents[0]
+    assert "'b'" in documents[1]
+    again = Store(tmp_path).membership()
+    assert [(host.name, host.numa) for host in again.hosts] == [("a", {}), ("b", {"0": [1]})]
+
+
 def test_a_change_that_could_not_be_written_has_not_happened(tmp_path):
     store = Store(tmp_path)
     with store.change() as state:
