@@ -791,11 +791,42 @@ def test_a_change_that_could_not_be_written_has_not_happened(tmp_path):
     assert Store(tmp_path).membership().hosts[0].address == "3"
 
 
-def test_old_jobs_are_forgotten(site, monkeypatch):
-    monkeypatch.setattr("failavoid.resource_manager.state._ENDED_JOBS", 2)
-    for _ in range(5):
-        site.end(site.ready(hosts=1).id)
+def test_of_jobs_that_ended_long_ago_the_last_are_remembered(site):
+    site.settings.ended_jobs = 2
+    for _ in range(4):
+        ended_an_hour_ago(site, site.ready(hosts=1).id)
+    site.end(site.ready(hosts=1).id)
     assert [job.id for job in site.picture().jobs] == ["job-3", "job-4", "job-5"]
+
+
+def test_a_job_that_ended_just_now_is_remembered_however_many_there_are(site):
+    site.settings.ended_jobs = 1
+    for _ in range(4):
+        site.end(site.ready(hosts=1).id)
+    assert [job.id for job in site.picture().jobs] == ["job-1", "job-2", "job-3", "job-4"]
+
+
+def test_a_job_that_still_has_a_guest_is_remembered(site):
+    site.settings.ended_jobs = 1
+    for _ in range(3):
+        ended_an_hour_ago(site, site.ready(hosts=1).id)
+    with site.store.change() as state:
+        next(iter(state.guests.values())).job = "job-2"
+        state.forget_old_jobs(1, time.time())
+    assert [job.id for job in site.picture().jobs] == ["job-2", "job-3"]
+
+
+def ended_an_hour_ago(site, ident):
+    site.end(ident)
+    with site.store.change() as state:
+        state.jobs[ident].ended -= 3600.0
+
+
+def test_the_keys_of_what_an_ended_job_ran_on_are_no_part_of_the_picture(site):
+    job = site.ready()
+    assert job.known_hosts
+    site.end(job.id)
+    assert site.job(job.id).known_hosts == ""
 
 
 # -- settings ----------------------------------------------------------------------------------------------------
@@ -816,7 +847,10 @@ def test_hosts_follow_the_settings_and_keep_their_pools(site):
     assert site.guests() == {}
 
 
-@pytest.mark.parametrize(("line", "word"), [("spares: 0", "use 1 or more"), ("look_s: 0.1", "0.2 or more")])
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [("spares: 0", "use 1 or more"), ("look_s: 0.1", "0.2 or more"), ("ended_jobs: 0", "1 or more")],
+)
 def test_settings_that_make_no_sense_are_refused(tmp_path, line, word):
     text = "hosts: []\nhead_address: 10.0.0.1\nguest_network: 10.0.2.0/24\nprefix: 16\n"
     (tmp_path / "s.yml").write_text(text + line + "\n")
