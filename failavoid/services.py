@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import ssl
 import sys
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import httpx
 import uvicorn
@@ -214,11 +216,40 @@ def client(url: str, token: str, authority: str = "", **options: Any) -> httpx.C
     return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, verify=context, **options)
 
 
-def run(app: FastAPI, listen: str, port: int, tls: Tls) -> None:
-    """Serve ``app`` until SIGTERM. Long polls under way are cut off, so that a restart is quick.
+class _Stopped(BaseException):
+    """SIGTERM or SIGINT has come."""
 
-    A certificate that can't be used ends the process with one sentence.
+
+def _stopped(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one would cut the stop short
+    raise _Stopped
+
+
+def _tells_more_than_a_stop(record: logging.LogRecord) -> bool:
+    """Whether a record of uvicorn is of something else than a request that the end of the process cut off."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
+def run(app: FastAPI, listen: str, port: int, tls: Tls, stop: Callable[[], None]) -> NoReturn:
+    """Serve ``app`` until SIGTERM or SIGINT, then call ``stop`` and end the process.
+
+    So that a restart is quick, long polls and streams under way are cut off, and threads that are at work are not
+    waited for. A certificate or a port that can't be used ends the process with one sentence, also after ``stop``.
     """
+    # uvicorn takes the signals while it serves, and raises them again afterwards, which by default would be the end
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stopped)
+    try:
+        _serve(app, listen, port, tls)
+    except _Stopped:
+        pass
+    finally:
+        stop()
+    logging.shutdown()
+    os._exit(0)  # leaving by the ordinary way waits for all threads, also those of playbooks and silent hosts
+
+
+def _serve(app: FastAPI, listen: str, port: int, tls: Tls) -> None:
     config = uvicorn.Config(
         app,
         host=listen,
@@ -239,4 +270,5 @@ def run(app: FastAPI, listen: str, port: int, tls: Tls) -> None:
         )
     if config.ssl is not None:
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+    logging.getLogger("uvicorn.error").addFilter(_tells_more_than_a_stop)
     uvicorn.Server(config).run()

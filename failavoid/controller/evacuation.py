@@ -10,7 +10,9 @@ from failavoid.controller.ranks import Ranks
 from failavoid.controller.spare import SpareFailedError
 from failavoid.controller.steps import Steps
 from failavoid.controller.surroundings import Surroundings
-from failavoid.controller.way import CancelledEvacuation, FailedEvacuation, Way
+from failavoid.controller.way.back import cancelled, end_attempt, failed
+from failavoid.controller.way.next_step import go_on
+from failavoid.controller.way.under_way import CancelledEvacuation, FailedEvacuation, UnderWay
 from failavoid.shared.messages import EVACUATION_ENDS, Evacuation, Gate
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ class EvacuationRun:
         self.around = around
         self._steps = Steps(evacuation, around.journal, around.changed)
         self._ranks = Ranks(evacuation, around, fleet, self._steps)
-        self._way = Way(evacuation, around, fleet, self._steps, self._ranks)
+        self._way = UnderWay(evacuation, around, fleet, self._steps, self._ranks)
 
     # -- what others ask -----------------------------------------------------------------------------------
 
@@ -137,18 +139,18 @@ class EvacuationRun:
                 log.exception("%s: an error of the controller itself", self.evacuation.id)
                 reason = f"the controller made an error ({type(error).__name__}: {error}); its log has the details"
         if self.evacuation.state in BEFORE_THE_MOVE:
-            self._way.cancelled(reason)
+            cancelled(self._way, reason)
         else:
-            self._way.failed(reason)
+            failed(self._way, reason)
 
     def _to_an_end(self) -> None:
         while self.evacuation.state not in EVACUATION_ENDS:
             try:
                 try:
-                    self._way.go_on()
+                    go_on(self._way)
                 except SpareFailedError as failure:
-                    self._way.end_attempt(str(failure), failure.dead)
+                    end_attempt(self._way, str(failure), failure.dead)
             except CancelledEvacuation as reason:
-                self._way.cancelled(str(reason))
+                cancelled(self._way, str(reason))
             except FailedEvacuation as reason:
-                self._way.failed(str(reason))
+                failed(self._way, str(reason))

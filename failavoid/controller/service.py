@@ -90,8 +90,7 @@ def main() -> None:
     connections = (Path(settings.inventory), playbook_logs(settings), stop)
     threading.Thread(target=keep_connections, args=connections, daemon=True, name="connections").start()
     controller.resume()
-    run(build_app(controller, secret), settings.listen, settings.port, settings.tls)
-    stop.set()
+    run(build_app(controller, secret), settings.listen, settings.port, settings.tls, stop.set)
 
 
 if __name__ == "__main__":

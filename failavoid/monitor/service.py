@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 import threading
 import time
@@ -236,13 +235,9 @@ def main() -> None:
         sys.exit(f"failavoid-monitor: {error}")
     except OSError as error:
         sys.exit(f"failavoid-monitor: {error}; see secret, listen and port in {arguments.settings}")
+    app = build_app(monitor, secret)
     monitor.start()
-    try:
-        # uvicorn raises the signal that ended it once more, which by default would end the process before `stop`
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-        run(build_app(monitor, secret), settings.listen, settings.port, settings.tls)
-    finally:
-        monitor.stop()
+    run(app, settings.listen, settings.port, settings.tls, monitor.stop)
 
 
 if __name__ == "__main__":

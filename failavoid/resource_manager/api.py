@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from failavoid import services
 from failavoid.documents import After, Document, Nothing, Timeout, refusal
@@ -17,6 +18,7 @@ from failavoid.resource_manager.hosts import HostError, who
 from failavoid.resource_manager.image import ImageError
 from failavoid.resource_manager.jobs import Jobs
 from failavoid.resource_manager.manager import Manager
+from failavoid.resource_manager.picture import Picture
 from failavoid.resource_manager.requests import LONGEST_TEXT, check_request
 from failavoid.resource_manager.state import ENDED
 from failavoid.services import require
@@ -69,18 +71,14 @@ def make_api(manager: Manager) -> FastAPI:
 
 def _add_picture(app: FastAPI, manager: Manager) -> None:
     store = manager.store
-    machines = {host.name: host.machine for host in manager.settings.hosts}
+    picture = Picture(store, {host.name: host.machine for host in manager.settings.hosts})
 
     @app.get("/membership", response_model=Membership)
-    async def membership(after: After = -1, timeout: Timeout = 0.0, _caller: Identity = require()) -> dict[str, Any]:
+    async def membership(after: After = -1, timeout: Timeout = 0.0, _caller: Identity = require()) -> Response:
         # a number from another life of this service is answered at once
         if store.changes.version >= after >= 0 and timeout > 0:
             await store.changes.wait(after, min(timeout, _LONGEST_POLL_S))
-        picture = store.membership()
-        warnings = placement.warnings(picture.guests, machines)
-        for host in picture.hosts:
-            host.warnings = warnings.get(host.name, [])
-        return to_dict(picture)
+        return Response(await run_in_threadpool(picture.text), media_type="application/json")
 
     @app.get("/events", response_model=Events)
     async def events(

@@ -58,7 +58,7 @@ class Jobs:
         with self._store.change() as state:
             hosts = placement.choose_hosts(state, request, self._settings, resource, terms)
             job = Job(ident, request, "allocating", created=time.time(), resource=resource)
-            state.forget_old_jobs()
+            state.forget_old_jobs(self._settings.ended_jobs, time.time())
             state.jobs[ident] = job
             names = [host.name for host in hosts]
             taken = [guest for host in hosts for guest in self._waiting(state, host, job, terms)]
@@ -229,6 +229,7 @@ class Jobs:
                 return []
             launching = job.state == "allocating"
             job.state, job.exit_status, job.message, job.ended = how, exit_status, message, time.time()
+            job.known_hosts = ""  # the longest part of a job, which nobody needs any more
             doomed = [guest for guest in state.guests.values() if guest.job == ident] if spoiled else []
             for guest in doomed:
                 if guest.state != "booting":

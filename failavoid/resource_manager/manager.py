@@ -82,7 +82,8 @@ class Manager:
 
     def end_silent_jobs(self) -> None:
         """End jobs whose client is gone. Their programs may still run: the guests are removed."""
-        live = [job.id for job in self.store.membership().jobs if job.state not in ENDED]
+        with self.store.view() as state:
+            live = [job.id for job in state.jobs.values() if job.state not in ENDED]
         for job in self.heartbeats.silent(live, self.settings.silence_s):
             message = (
                 f"its 'failavoid run' was not heard for {self.settings.silence_s:.0f} s: it was killed or stopped, so "

@@ -269,7 +269,7 @@ def _free_devices(host: Host, guest: str, load: Load, places: list[Placement]) -
 def warnings(guests: Iterable[Guest], machines: dict[str, str]) -> dict[str, list[str]]:
     """What a person should know of each host: guests that share cores.
 
-    ``machines`` maps hosts to what runs them: hosts may be containers or guests of one machine.
+    ``machines`` maps hosts to the machine whose kernel they run on: hosts may be containers on one of them.
     """
     words: dict[str, list[str]] = {}
     held: Counter[tuple[str, int]] = Counter()
@@ -282,7 +282,8 @@ def warnings(guests: Iterable[Guest], machines: dict[str, str]) -> dict[str, lis
             words.setdefault(host, []).append(f"{host}: more than one guest is pinned to core {', '.join(shared)}")
     for machine in sorted(set(machines.values()) - {""}):
         together = sorted(name for name, other in machines.items() if other == machine)
-        if len(together) > 1:
+        pinned = Counter(core for name, core in held if name in together)
+        if any(hosts > 1 for hosts in pinned.values()):
             sentence = (
                 f"{', '.join(together)} run on one machine: guests of different hosts are pinned to the same cores"
             )

@@ -38,8 +38,7 @@ def main() -> None:
     ):
         threading.Thread(target=work, args=(stop,), daemon=True, name=name).start()
     manager.recover()
-    services.run(make_api(manager), settings.listen, settings.port, settings.tls)
-    stop.set()
+    services.run(make_api(manager), settings.listen, settings.port, settings.tls, stop.set)
 
 
 if __name__ == "__main__":

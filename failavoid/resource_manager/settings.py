@@ -19,7 +19,7 @@ class HostSettings:
     address: str
     memory_kb: int
     numa: dict[str, list[int]]
-    machine: str = ""  # the same for hosts that share a kernel, and so its cores
+    machine: str = ""  # the same for hosts that share a kernel, and so its cores; empty where that is not known
     hardware_class: str = ""
     reserved_spare: bool = False
     domains: dict[str, str] = field(default_factory=dict)  # failure domains, e.g. {"rack": "r1", "psu": "p3"}
@@ -83,6 +83,7 @@ class Settings:
     look_s: float = 2.0  # between looks at the libvirt of hosts with guests
     look_at_all_s: float = 30.0  # between looks at all hosts
     silence_s: float = 60.0  # a job whose client was not heard for so long is ended
+    ended_jobs: int = 200  # so many jobs that have ended are remembered
     idle_guest_s: float = 3600.0  # a guest that its user did not use for so long is removed
     on_hosts_below_s: float = 0.0  # jobs expected to end sooner run on hosts without guests
     restore_memory_share: float = 0.8  # of the memory for guests; less must not be available on a restored host
@@ -102,7 +103,13 @@ class Settings:
             raise ValueError(
                 f"setting 'spares' is {self.spares}; without a spare no host can be evacuated: use 1 or more"
             )
-        for name, least in (("look_s", 0.2), ("look_at_all_s", 0.2), ("silence_s", 10.0), ("lease_s", 1.0)):
+        for name, least in (
+            ("look_s", 0.2),
+            ("look_at_all_s", 0.2),
+            ("silence_s", 10.0),
+            ("lease_s", 1.0),
+            ("ended_jobs", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"setting {name!r} is {getattr(self, name)}; use {least:g} or more")
         if self.relocate_warm not in RELOCATE:

@@ -19,7 +19,7 @@ KINDS: dict[str, type] = {
 WORDS = ("public_keys", "terms")  # guest -> a word
 ENDED = ("completed", "failed")
 PROGRAM = "resource-manager"  # as the owner of marks, and in the audit log
-_ENDED_JOBS = 200  # so many are remembered
+_ENDED_STAYS_S = 300.0  # an ended job stays at least so long, for those that learn from it or tell its story
 
 
 @dataclass
@@ -50,11 +50,16 @@ class State:
         for held in (self.guests, self.public_keys, self.terms, self.reserved):
             held.pop(guest, None)
 
-    def forget_old_jobs(self) -> None:
-        """Remember the last jobs alone."""
-        ended = [job for job in self.jobs.values() if job.ended is not None]
-        for job in sorted(ended, key=lambda job: job.ended or 0.0)[:-_ENDED_JOBS]:
-            del self.jobs[job.id]
+    def forget_old_jobs(self, kept: int, now: float) -> None:
+        """Of the jobs that have ended, remember the last ``kept``, those that ended just now, and guests' own.
+
+        ``now`` is in seconds since the epoch, as the jobs' times are.
+        """
+        ended = sorted((job.ended, job.id) for job in self.jobs.values() if job.ended is not None)
+        held = {guest.job for guest in self.guests.values()}  # being cleared; without its job a guest seems in use
+        for at, ident in ended[: max(0, len(ended) - kept)]:
+            if at < now - _ENDED_STAYS_S and ident not in held:
+                del self.jobs[ident]
 
     def guests_on(self, host: str) -> list[Guest]:
         """The guests that are placed on a host, lost ones too."""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,17 @@ CREATE TABLE IF NOT EXISTS documents (kind TEXT, name TEXT, document TEXT, PRIMA
 CREATE TABLE IF NOT EXISTS events (
   number INTEGER PRIMARY KEY AUTOINCREMENT, time REAL, who TEXT, what TEXT, detail TEXT);
 """
-_Documents = dict[tuple[str, str], str]
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A part of the state as it is in the database; ``message`` is a copy, to tell whether the part has changed."""
+
+    document: str
+    message: Any = field(compare=False)
+
+
+_Documents = dict[tuple[str, str], _Saved]
 
 
 class Store:
@@ -41,6 +52,7 @@ class Store:
         self._lock = threading.RLock()
         self._depth = 0
         self._state = State()
+        self._saved: _Documents = {}
         for kind, name, document in self._database.execute("SELECT kind, name, document FROM documents"):
             if kind != "numbers":
                 self._take(kind, name, document)
@@ -78,9 +90,10 @@ class Store:
         try:
             for key in before.keys() - after.keys():
                 self._database.execute("DELETE FROM documents WHERE kind=? AND name=?", key)
-            for key, document in after.items():
-                if before.get(key) != document:
-                    self._database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?)", (*key, document))
+            for key, saved in after.items():
+                if before.get(key) != saved:
+                    document = (*key, saved.document)
+                    self._database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?)", document)
             if after != before:
                 self._set_number("version", self.changes.version + 1)
             for who, what, detail in self._state.noted:
@@ -101,17 +114,20 @@ class Store:
             yield self._state
 
     def membership(self) -> Membership:
-        """The whole picture, as others see it."""
+        """The whole picture, as others see it; a copy."""
+        return from_dict(Membership, self.picture())
+
+    def picture(self) -> dict[str, Any]:
+        """The membership in plain dicts and lists, ready for JSON."""
         with self._lock:
             state = self._state
-            picture = {
+            return {
                 "version": self.changes.version,
                 "hosts": [to_dict(state.hosts[name]) for name in sorted(state.hosts)],
                 "guests": [to_dict(state.guests[name]) for name in sorted(state.guests)],
                 "jobs": [to_dict(job) for job in sorted(state.jobs.values(), key=lambda job: job.created)],
                 "differences": [to_dict(state.differences[name]) for name in sorted(state.differences)],
             }
-        return from_dict(Membership, picture)
 
     def events(self, after: int) -> Events:
         """The audit log after a number: the oldest thousand of them."""
@@ -144,23 +160,29 @@ class Store:
         self._database.execute("INSERT OR REPLACE INTO documents VALUES ('numbers', ?, ?)", (of, str(number)))
 
     def _documents(self) -> _Documents:
+        """The state as it is to be saved; what has not changed is what was saved, and is not written out again."""
         documents = {}
-        for kind in KINDS:
+        for kind in (*KINDS, *WORDS):
             for name, message in getattr(self._state, kind).items():
-                documents[kind, name] = json.dumps(to_dict(message), sort_keys=True)
-        for kind in WORDS:
-            for name, word in getattr(self._state, kind).items():
-                documents[kind, name] = json.dumps(word)
+                saved = self._saved.get((kind, name))
+                if saved is None or saved.message != message:
+                    document = json.dumps(message if kind in WORDS else to_dict(message), sort_keys=True)
+                    saved = _Saved(document, _load(kind, document))
+                documents[kind, name] = saved
         return documents
 
     def _restore(self, documents: _Documents) -> None:
         self._state.noted = []
         for kind in (*KINDS, *WORDS):
             getattr(self._state, kind).clear()
-        for (kind, name), document in documents.items():
-            self._take(kind, name, document)
+        for (kind, name), saved in documents.items():
+            self._take(kind, name, saved.document)
 
     def _take(self, kind: str, name: str, document: str) -> None:
         held: dict[str, Any] = getattr(self._state, kind)
-        loaded = json.loads(document)
-        held[name] = loaded if kind in WORDS else from_dict(KINDS[kind], loaded)
+        held[name] = _load(kind, document)
+
+
+def _load(kind: str, document: str) -> Any:
+    loaded = json.loads(document)
+    return loaded if kind in WORDS else from_dict(KINDS[kind], loaded)

@@ -93,6 +93,25 @@ def test_a_run_that_was_killed_is_continued_by_the_next(whole, site):
     assert site.run(host, "systemctl", "is-active", "failavoid-agent").strip() == "active"
 
 
+def test_what_an_interrupted_run_wrote_and_restarted_nothing_for_is_taken_up_by_the_next(whole, site):
+    host = site.groups["hypervisor"][0]
+    places = {host: "agent", site.head: "controller"}
+
+    def processes():
+        show = ("systemctl", "show", "--property=MainPID", "--value")
+        return {place: site.run(place, *show, f"failavoid-{name}").strip() for place, name in places.items()}
+
+    before = processes()
+    site.run(host, "touch", "/etc/failavoid/agent.json")
+    site.run(site.head, "touch", "/etc/failavoid/controller.yml")
+    done = deploy(whole)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert sorted(changed(done)) == sorted(places)
+    after = processes()
+    assert not set(after.items()) & set(before.items())
+    assert changed(deploy(whole)) == []
+
+
 def test_a_host_that_fails_in_the_middle_is_named_and_takes_no_other_with_it(whole, inventory, site, tmp_path):
     spoilt = site.groups["hypervisor"][1]
     shutil.copytree(inventory, tmp_path / "site", symlinks=False)

@@ -584,9 +584,13 @@ class ModelWorld:
         self.where[guest] = {destination if how == "moved" else migration.source: RUNNING}
         mover.ended = all(state != "running" for state in mover.states.values())
 
+    def _has_guests(self, host):
+        """Whether guests run there, also those of jobs that have ended."""
+        return any(places.get(host) == RUNNING for places in self.where.values())
+
     def host_fails(self, host):
         """A host without guests of its own fails: what moves there stays where it is, and it never answers again."""
-        if any(places.get(host) == RUNNING for places in self.where.values()):
+        if self._has_guests(host):
             return
         for mover, guest in self.moving():
             if host in self.where[guest]:
@@ -631,8 +635,7 @@ class ModelWorld:
         """Nothing goes wrong any more: everything must come to an end."""
         self.faults.armed.clear()
         self.manager.silent = False
-        dead = {host for host in self.silent if self.manager.hosts[host].pool != "allocated"}
-        self.silent = dead
+        self.silent = {host for host in self.silent if not self._has_guests(host)}  # others were silent for a while
         self.begin()
         for _ in range(400):
             self.settle()

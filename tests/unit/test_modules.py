@@ -242,6 +242,26 @@ def test_failavoid_numa_info_returns_what_it_documents_and_finds_the_same_again(
         assert_returns_what_it_documents("failavoid_numa_info", ended)
 
 
+OWN_ID = """
+from tests.unit.ansible_modules import load
+print(load("failavoid_numa_info").boot_id())
+"""
+
+
+def test_containers_on_one_machine_tell_its_kernels_boot_id_whatever_id_they_were_given(tmp_path):
+    (tmp_path / "id").write_text("11111111-2222-3333-4444-555555555555\n")
+    cover = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    covered = ["unshare", "--mount", "sh", "-c", cover, "-", str(tmp_path / "id"), "/proc/sys/kernel/random/boot_id"]
+    command = [sys.executable, "-c", OWN_ID]
+    env = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    said = [
+        subprocess.run(words, env=env, capture_output=True, text=True, check=True).stdout.strip()
+        for words in (command, [*covered, *command])
+    ]
+    assert len(said[0]) == 36
+    assert said[1] == said[0]
+
+
 def test_failavoid_survey_returns_what_it_documents():
     assert_returns_what_it_documents("failavoid_survey", run(load("failavoid_survey"), asked=1.5))
 

@@ -134,7 +134,10 @@ def test_pins_that_overlap_are_said():
 
 
 def test_hosts_that_share_a_machine_share_its_cores():
-    said = placement.warnings([], {"host1": "m", "host2": "m", "host3": "other", "host4": ""})
+    machines = {"host1": "m", "host2": "m", "host3": "other", "host4": ""}
+    apart = [guest("g1", "host1", [0]), guest("g2", "host2", [1]), guest("g3", "host3", [0]), guest("g4", "host4", [0])]
+    assert placement.warnings(apart, machines) == {}
+    said = placement.warnings([*apart, guest("g5", "host2", [0])], machines)
     assert sorted(said) == ["host1", "host2"]
     assert said["host1"] == ["host1, host2 run on one machine: guests of different hosts are pinned to the same cores"]
 

@@ -1,5 +1,6 @@
 """The resource manager: pools, jobs and their guests, leases; what it keeps through a crash. Playbooks are played."""
 
+import asyncio
 import json
 import sqlite3
 import subprocess
@@ -330,6 +331,24 @@ def test_a_poll_without_news_ends_after_its_time(site):
 def test_a_poll_with_a_number_of_another_life_is_answered_at_once(site):
     version = site.picture().version
     assert site.api.get("/membership?after=99999&timeout=60", headers=USER).json()["version"] == version
+
+
+def test_the_picture_is_made_once_for_each_version_and_not_by_the_event_loop(site, monkeypatch):
+    made, picture = [], site.store.picture
+
+    def counted():
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        made.append(picture()["version"])
+        return picture()
+
+    monkeypatch.setattr(site.store, "picture", counted)
+    first, same = site.picture(), site.picture()
+    site.ready(hosts=1)
+    later = site.picture()
+    assert first == same
+    assert [job.id for job in later.jobs] == ["job-1"]
+    assert made == [first.version, later.version]
 
 
 def test_guests_that_share_a_core_are_a_warning_of_their_host(site):
@@ -737,6 +756,25 @@ def test_a_change_that_fails_half_way_has_not_happened(tmp_path):
     assert store.membership().hosts == [Host("a", "1")]
 
 
+def test_a_change_writes_what_it_has_altered_and_nothing_else(tmp_path):
+    store = Store(tmp_path)
+    with store.change() as state:
+        state.hosts |= {name: Host(name, "1") for name in ("a", "b", "c")}
+        state.terms["g0001"] = "told"
+    written = []
+    store._database.set_trace_callback(written.append)
+    with store.change() as state:
+        state.hosts["b"].numa["0"] = [1]  # deep within it
+        del state.hosts["c"]
+    store._database.set_trace_callback(None)
+    documents = [line for line in written if "documents" in line and "numbers" not in line]
+    assert [line.split()[0] for line in documents] == ["DELETE", "INSERT"]
+    assert "'c'" in documents[0]
+    assert "'b'" in documents[1]
+    again = Store(tmp_path).membership()
+    assert [(host.name, host.numa) for host in again.hosts] == [("a", {}), ("b", {"0": [1]})]
+
+
 def test_a_change_that_could_not_be_written_has_not_happened(tmp_path):
     store = Store(tmp_path)
     with store.change() as state:
@@ -753,11 +791,42 @@ def test_a_change_that_could_not_be_written_has_not_happened(tmp_path):
     assert Store(tmp_path).membership().hosts[0].address == "3"
 
 
-def test_old_jobs_are_forgotten(site, monkeypatch):
-    monkeypatch.setattr("failavoid.resource_manager.state._ENDED_JOBS", 2)
-    for _ in range(5):
-        site.end(site.ready(hosts=1).id)
+def test_of_jobs_that_ended_long_ago_the_last_are_remembered(site):
+    site.settings.ended_jobs = 2
+    for _ in range(4):
+        ended_an_hour_ago(site, site.ready(hosts=1).id)
+    site.end(site.ready(hosts=1).id)
     assert [job.id for job in site.picture().jobs] == ["job-3", "job-4", "job-5"]
+
+
+def test_a_job_that_ended_just_now_is_remembered_however_many_there_are(site):
+    site.settings.ended_jobs = 1
+    for _ in range(4):
+        site.end(site.ready(hosts=1).id)
+    assert [job.id for job in site.picture().jobs] == ["job-1", "job-2", "job-3", "job-4"]
+
+
+def test_a_job_that_still_has_a_guest_is_remembered(site):
+    site.settings.ended_jobs = 1
+    for _ in range(3):
+        ended_an_hour_ago(site, site.ready(hosts=1).id)
+    with site.store.change() as state:
+        next(iter(state.guests.values())).job = "job-2"
+        state.forget_old_jobs(1, time.time())
+    assert [job.id for job in site.picture().jobs] == ["job-2", "job-3"]
+
+
+def ended_an_hour_ago(site, ident):
+    site.end(ident)
+    with site.store.change() as state:
+        state.jobs[ident].ended -= 3600.0
+
+
+def test_the_keys_of_what_an_ended_job_ran_on_are_no_part_of_the_picture(site):
+    job = site.ready()
+    assert job.known_hosts
+    site.end(job.id)
+    assert site.job(job.id).known_hosts == ""
 
 
 # -- settings ----------------------------------------------------------------------------------------------------
@@ -778,7 +847,10 @@ def test_hosts_follow_the_settings_and_keep_their_pools(site):
     assert site.guests() == {}
 
 
-@pytest.mark.parametrize(("line", "word"), [("spares: 0", "use 1 or more"), ("look_s: 0.1", "0.2 or more")])
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [("spares: 0", "use 1 or more"), ("look_s: 0.1", "0.2 or more"), ("ended_jobs: 0", "1 or more")],
+)
 def test_settings_that_make_no_sense_are_refused(tmp_path, line, word):
     text = "hosts: []\nhead_address: 10.0.0.1\nguest_network: 10.0.2.0/24\nprefix: 16\n"
     (tmp_path / "s.yml").write_text(text + line + "\n")

@@ -28,7 +28,10 @@ def settings(tmp_path, hosts, left_out=(), **variables):
     hostvars = {
         name: {
             "ansible_host": f"10.0.0.{number}",
-            "hypervisor_found": {"boot_id": "b", "host": {**found, **changes.pop("found", {})}},
+            "hypervisor_found": {
+                "boot_id": changes.pop("boot_id", name),
+                "host": {**found, **changes.pop("found", {})},
+            },
             **changes,
         }
         for number, (name, changes) in enumerate(hosts.items(), 1)
@@ -39,7 +42,9 @@ def settings(tmp_path, hosts, left_out=(), **variables):
         **defaults,
         "ansible_managed": "made by a test",
         "hostvars": hostvars,
-        "_resource_manager_left_out": {"results": [{"item": name, "host": found, "boot_id": "b"} for name in left_out]},
+        "_resource_manager_left_out": {
+            "results": [{"item": name, "host": found, "boot_id": name} for name in left_out]
+        },
         "resource_manager_hosts": list(hosts),
         "resource_manager_spares": 1,
         "resource_manager_head_address": "10.0.0.100",
@@ -60,6 +65,12 @@ def test_the_defaults_are_settings(tmp_path):
 def test_a_host_that_a_run_leaves_out_keeps_its_place(tmp_path):
     everywhere = settings(tmp_path, {"host01": {}, "host02": {}})
     assert settings(tmp_path, {"host01": {}, "host02": {}}, left_out=["host02"]) == everywhere
+
+
+def test_hosts_on_one_kernel_are_one_machine_and_others_each_their_own(tmp_path):
+    given = {"host01": "a", "host02": "a", "host03": "b", "host04": "", "host05": ""}
+    made = settings(tmp_path, {name: {"boot_id": boot_id} for name, boot_id in given.items()})
+    assert [host.machine for host in made.hosts] == ["host01", "host01", "host03", "", ""]
 
 
 def test_what_hosts_offer_comes_through(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -136,6 +138,83 @@ def test_a_service_is_as_little_exposed_as_it_was(service, tmp_path):
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
     assert found, done.stderr
     assert float(found[1]) <= EXPOSURE[service], done.stdout
+
+
+PLAYED_SYSTEMCTL = """#!/bin/sh
+[ "$*" = "show --property=ExecMainStartTimestamp --value --timestamp=us+utc $SHOWN" ] || exit 1
+echo "$SINCE"
+"""
+# what each is started from, by its role, below a root of the test's own
+STARTED_FROM = {
+    "agent": [
+        "etc/failavoid/agent.json",
+        "etc/systemd/system/failavoid-agent.service",
+        "opt/failavoid/lib/.agent-digest",
+    ],
+    **{
+        role: [
+            f"etc/failavoid/{role}.yml",
+            f"etc/systemd/system/failavoid-{role.replace('_', '-')}.service",
+            "etc/failavoid/tls/certificate.pem",
+            "etc/failavoid/secret",
+        ]
+        for role in SERVICES[1:]
+    },
+}
+
+
+def newer(role, root, since):
+    """What the role says is newer than a service that was started at that time; "" if it was not."""
+    unit = f"failavoid-{role.replace('_', '-')}.service"
+    (root / "bin").mkdir(exist_ok=True)
+    (root / "bin/systemctl").write_text(PLAYED_SYSTEMCTL)
+    (root / "bin/systemctl").chmod(0o755)
+    if role == "agent":
+        script, words = ROLES[0].parent / "agent/files/install.sh", ["", "python3"]
+    else:
+        script = ROLES[0].parent / "service_common/files/newer.sh"
+        words = [unit, f"{root}/etc/failavoid/{role}.yml"]
+    text = re.sub(r"(?<![\w.])/(?=etc/|opt/)|(?<=\$1)/(?=opt/)", f"{root}/", script.read_text())
+    done = subprocess.run(
+        ["/bin/sh", "-c", text, script.name, *words],
+        env={"PATH": f"{root}/bin:/usr/bin:/bin", "SHOWN": unit, "SINCE": since},
+        input="archive",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [line.removeprefix("changed: ").removeprefix(f"{root}/") for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_that_a_run_left_behind_what_it_is_started_from_is_found_by_the_next(service, tmp_path):
+    for name in STARTED_FROM[service]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1_000_000_000.4,) * 2)
+    if service == "agent":
+        (tmp_path / STARTED_FROM["agent"][-1]).write_text(hashlib.sha256(b"archive").hexdigest() + "\n")
+        os.utime(tmp_path / STARTED_FROM["agent"][-1], (1_000_000_000.4,) * 2)
+    assert newer(service, tmp_path, "Sun 2001-09-09 01:46:40.500000 UTC") == []
+    assert newer(service, tmp_path, "") == []
+    assert sorted(newer(service, tmp_path, "Sun 2001-09-09 01:46:40.300000 UTC")) == sorted(STARTED_FROM[service])
+    os.utime(tmp_path / STARTED_FROM[service][0])
+    assert newer(service, tmp_path, "Sun 2001-09-09 01:46:40.500000 UTC") == STARTED_FROM[service][:1]
+
+
+@pytest.mark.parametrize("service", SERVICES[1:])
+def test_a_service_is_looked_at_before_its_handlers_are_run_and_restarted_if_it_is_behind(service):
+    tasks = load(ROLES[0].parent / service / "tasks/main.yml")
+    (look,) = [task for task in tasks if "newer.sh" in str(task)]
+    flush = next(task for task in tasks if task.get("ansible.builtin.meta") == "flush_handlers")
+    assert tasks.index(look) < tasks.index(flush)
+    handlers = {handler["name"] for handler in load(ROLES[0].parent / service / "handlers/main.yml")}
+    assert look["notify"] in handlers
+    name = service.replace("_", "-")
+    assert look["ansible.builtin.command"]["argv"][-2:] == [
+        f"failavoid-{name}.service",
+        f"/etc/failavoid/{service}.yml",
+    ]
 
 
 def test_the_nfs_servers_unit_is_hardened_as_far_as_a_file_server_can_be():

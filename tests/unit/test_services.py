@@ -1,9 +1,15 @@
 """What every service does: it reads its settings strictly and asks everybody for a token."""
 
 import asyncio
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 
+import httpx
 import pytest
 from fastapi import HTTPException
 from fastapi.testclient import TestClient
@@ -142,3 +148,69 @@ def test_a_long_poll_that_is_behind_returns_at_once_and_one_without_change_ends_
     changes = Changes(5)
     assert asyncio.run(changes.wait(3, 30)) == 5
     assert asyncio.run(changes.wait(5, 0.01)) == 5
+
+
+# -- the end of a service ------------------------------------------------------------------------------------------
+
+BUSY = """
+import asyncio, sys, threading
+from fastapi.responses import StreamingResponse
+from failavoid.services import Tls, make_app, run, set_up_logging
+
+set_up_logging()
+app = make_app("test", b"s" * 48)
+
+async def events():
+    while True:
+        yield "news\\n"
+        await asyncio.sleep(3600)
+
+@app.get("/stream")
+async def stream() -> StreamingResponse:
+    return StreamingResponse(events())
+
+@app.get("/poll")
+async def poll() -> None:
+    print("polled", flush=True)
+    await asyncio.sleep(3600)
+
+@app.get("/work")
+def work() -> None:
+    print("at work", flush=True)
+    threading.Event().wait()
+
+run(app, "127.0.0.1", int(sys.argv[1]), Tls(enabled=False), lambda: print("all is kept", flush=True))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_service_that_is_stopped_keeps_what_it_must_and_waits_for_nobody(number):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    service = subprocess.Popen(
+        [sys.executable, "-c", BUSY, str(port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    token = {"Authorization": f"Bearer {mint(SECRET, 'operator', 'root')}"}
+    client = httpx.Client(
+        base_url=f"http://127.0.0.1:{port}", headers=token, timeout=30, transport=httpx.HTTPTransport(retries=10)
+    )
+
+    def cut_off(path):
+        with contextlib.suppress(httpx.TransportError):
+            client.get(path)
+
+    asking = [threading.Thread(target=cut_off, args=(path,)) for path in ("/poll", "/work")]
+    try:
+        with client.stream("GET", "/stream") as answer:
+            assert next(answer.iter_lines()) == "news"
+            for thread in asking:
+                thread.start()
+            assert {service.stdout.readline(), service.stdout.readline()} == {"polled\n", "at work\n"}
+            service.send_signal(number)
+            said, errors = service.communicate(timeout=60)  # a thread that is at work never ends
+    finally:
+        service.kill()
+    for thread in asking:
+        thread.join()
+    assert (service.returncode, said) == (0, "all is kept\n")
+    assert "Traceback" not in errors
