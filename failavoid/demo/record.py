@@ -59,7 +59,7 @@ def make_record(site: Site, scale: Scale, runs: list[Run], wall_s: dict[str, flo
         there = len({core for fact in facts.values() for core in fact["cores"]})
         warnings.append(
             f"The hosts are containers on one machine and share its {there} cores, which they count as {counted}: "
-            "guests' pins overlap between hosts, and each host's cores show the CPU use of the whole machine."
+            "each host's cores show the CPU use of the whole machine."
         )
     for run in runs:
         said = {warning for snapshot in run.snapshots.values() for host in snapshot.hosts for warning in host.warnings}

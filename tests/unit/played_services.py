@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 from evacuation_world import World
 from fastapi import FastAPI
 from resource_manager_site import Site
@@ -85,6 +86,8 @@ def started(name, folder, monkeypatch):
         neighbour = "http://127.0.0.1:1"
         settings = Settings(listen="127.0.0.1", port=port, resource_manager=neighbour, controller=neighbour)
         monitor = Monitor(settings, SECRET)
+        unknown = httpx.Response(404, json={"detail": "there is no such evacuation"})  # the controller's own answer
+        monkeypatch.setattr(monitor.evacuations, "order", lambda *_order: unknown)
         monitor.start()
         try:
             yield Service(name, monitor_app(monitor, SECRET), monitor, lambda: list(monitor.evaluator.alarms))
