@@ -55,13 +55,16 @@ class Trend:
     failure: Floats
     doubt: Floats
     sustained: Floats  # time to failure by the least of the last few seconds' growths: a jump has none
+    apart: Bools  # what it is over its group grows too, and not by one jump
+    peers_slope: Floats  # its group's growth (1/s) over the same window
 
     @classmethod
     def nothing(cls, columns: int) -> Trend:
         """Of columns of which none is known."""
         never = np.full((2, columns), np.inf)
-        no = np.zeros((2, columns), dtype=bool)
-        return cls(np.full(columns, np.nan), no[0], no[1], never[0], np.ones(columns), never[1])
+        no = np.zeros((3, columns), dtype=bool)
+        unknown = np.full((2, columns), np.nan)
+        return cls(unknown[0], no[0], no[1], never[0], np.ones(columns), never[1], no[2], unknown[1])
 
 
 def fit(times: Floats, values: Floats, least: int) -> Line:
@@ -100,20 +103,23 @@ def slopes(times: Floats, values: Floats, least: int) -> Floats:
     return found
 
 
-def find_trend(lines: list[Line], now: Floats, latest: Floats, times: Floats, failure: float) -> Trend:
+def find_trend(
+    lines: list[Line], excess: list[Line], now: Floats, latest: Floats, times: Floats, failure: float
+) -> Trend:
     """The trend by the longest of ``lines`` (short to long) that describes as well as the shorter ones.
 
-    ``latest`` are the values of the short window (rows at ``times``).
+    ``excess`` are the lines of what each host is over its group, ``latest`` the values of the short window (rows at
+    ``times``).
     """
-    chosen = lines[0]
-    for longer in lines[1:]:
+    chosen, over, short = lines[0], excess[0], np.ones(len(now), dtype=bool)
+    for longer, over_longer in zip(lines[1:], excess[1:], strict=True):
         alike = (longer.residual <= _ALIKE * chosen.residual + _GRAIN) & (longer.slope > 0.8 * chosen.slope)
-        chosen = longer.where(alike | longer.rises(STRAIGHT) & ~chosen.rises(_STRAIGHT_NOW), chosen)
+        better = alike | longer.rises(STRAIGHT) & ~chosen.rises(_STRAIGHT_NOW)
+        chosen, over, short = longer.where(better, chosen), over_longer.where(better, over), short & ~better
     half = max(3, len(times) // 2)
     recent = fit(times[-half:], latest[-half:], half - 1)
     # what has just risen and stays is no growth, although a line through it rises: short lines show that in their later
     # half, longer ones by leaving the value below them
-    short = chosen.slope == lines[0].slope
     goes_on = recent.slope >= 0.5 * chosen.slope - 2 * recent.slope_error
     keeps_up = now >= chosen.level - 2 * chosen.residual
     sure = np.where(short, chosen.rises(_STRAIGHT_NOW) & goes_on, chosen.rises(STRAIGHT) & keeps_up)
@@ -127,6 +133,8 @@ def find_trend(lines: list[Line], now: Floats, latest: Floats, times: Floats, fa
         failure=time_to(failure, now, chosen.slope),
         doubt=np.where(np.isfinite(doubt), np.minimum(doubt, _NO_IDEA), _NO_IDEA),
         sustained=time_to(failure, now, sustained_growth(times, latest)),
+        apart=over.rises(_STRAIGHT_NOW),
+        peers_slope=chosen.slope - over.slope,
     )
 
 
