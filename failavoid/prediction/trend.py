@@ -10,17 +10,21 @@ from failavoid.prediction.grouping import Bools, Floats
 
 _ALIKE = 1.5  # a longer window is as straight as a shorter one if its residuals are within this factor
 _GRAIN = 0.002  # and this much more: what an application's memory moves anyway
-_DRIFT = 0.02  # growth itself changes by this share, however well it was measured
+# Growth itself wanders, however well it was measured. Its logarithm is a random walk at the pace of what was seen: the
+# variance is this squared times the window and the time to failure, in windows
+_WANDER = 0.2
 STRAIGHT = 0.95  # R^2 of growth over more than moments: not two or three steps
 _STRAIGHT_NOW = 0.85  # of growth in the last moments: not one jump
 _SURE = 4.0  # standard errors
-_UNSURE = 0.25  # the least doubt of a prediction by growth that is not sure
-_NO_IDEA = 1.0  # the doubt of who knows nothing
+_NO_IDEA = 1.0  # the doubt of who knows nothing, or growth that is not sure
 
 
 @dataclass(frozen=True)
 class Line:
-    """Least squares for each column: slope (1/s), level now, their standard errors, and the residuals' size."""
+    """Least squares for each column: slope (1/s), level now, their standard errors, and the residuals' size.
+
+    ``length`` is the time (s) over which the values lie, if they lie evenly.
+    """
 
     slope: Floats
     level: Floats
@@ -28,6 +32,7 @@ class Line:
     level_error: Floats
     residual: Floats
     count: Floats
+    length: Floats
 
     def rises(self, straight: float) -> Bools:
         """Whether it rises beyond doubt, as a line with an R^2 of so much; k even steps have 1 - 1 / (k + 1)^2."""
@@ -90,6 +95,7 @@ def fit(times: Floats, values: Floats, least: int) -> Line:
         level_error=residual * np.sqrt(1 / count + middle**2 / spread),
         residual=residual,
         count=count,
+        length=np.sqrt(12 * spread / count),
     )
 
 
@@ -104,12 +110,13 @@ def slopes(times: Floats, values: Floats, least: int) -> Floats:
 
 
 def find_trend(
-    lines: list[Line], excess: list[Line], now: Floats, latest: Floats, times: Floats, failure: float
+    lines: list[Line], excess: list[Line], now: Floats, latest: Floats, times: Floats, failure: float, leaking: Bools
 ) -> Trend:
     """The trend by the longest of ``lines`` (short to long) that describes as well as the shorter ones.
 
     ``excess`` are the lines of what each host is over its group, ``latest`` the values of the short window (rows at
-    ``times``).
+    ``times``). Of a host that is ``leaking``, as the whole of
+    the longest window shows, that window tells more than moments do if none is sure.
     """
     chosen, over, short = lines[0], excess[0], np.ones(len(now), dtype=bool)
     for longer, over_longer in zip(lines[1:], excess[1:], strict=True):
@@ -123,15 +130,17 @@ def find_trend(
     goes_on = recent.slope >= 0.5 * chosen.slope - 2 * recent.slope_error
     keeps_up = now >= chosen.level - 2 * chosen.residual
     sure = np.where(short, chosen.rises(_STRAIGHT_NOW) & goes_on, chosen.rises(STRAIGHT) & keeps_up)
-    left = np.maximum(failure - now, 1e-9)
-    doubt = np.hypot(np.hypot(chosen.slope_error / chosen.slope, chosen.level_error / left), _DRIFT)
-    doubt = np.where(sure, doubt, np.maximum(doubt, _UNSURE))
+    slowly = leaking & ~sure
+    chosen, over = lines[-1].where(slowly, chosen), excess[-1].where(slowly, over)
+    until = time_to(failure, now, chosen.slope)
+    measured = np.hypot(chosen.slope_error / chosen.slope, chosen.level_error / np.maximum(failure - now, 1e-9))
+    doubt = np.hypot(measured, _WANDER * np.sqrt(1 + until / chosen.length))
     return Trend(
         slope=chosen.slope,
         sure=sure,
         lasting=sure & ~short,
-        failure=time_to(failure, now, chosen.slope),
-        doubt=np.where(np.isfinite(doubt), np.minimum(doubt, _NO_IDEA), _NO_IDEA),
+        failure=until,
+        doubt=np.where((sure | slowly) & (doubt < _NO_IDEA), doubt, _NO_IDEA),
         sustained=time_to(failure, now, sustained_growth(times, latest)),
         apart=over.rises(_STRAIGHT_NOW),
         peers_slope=chosen.slope - over.slope,

@@ -216,7 +216,7 @@ class Watch:
                 excess.append(fit(times, values - centre, least))
             leaking[suspects] = self._is_leaking(suspects)
             times, values = own[0]
-            found = find_trend(lines, excess, now[suspects], values, times, self.settings.failure)
+            found = find_trend(lines, excess, now[suspects], values, times, self.settings.failure, leaking[suspects])
             for name in found.__dataclass_fields__:
                 getattr(trend, name)[suspects] = getattr(found, name)
             peak[suspects] = self._history.peak(suspects)

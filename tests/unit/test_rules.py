@@ -171,8 +171,28 @@ def test_a_host_ahead_of_peers_that_follow_is_no_failure_and_one_beyond_them_is(
 def trend_of(values):
     values = np.asarray(values, dtype=float)
     times = np.arange(float(len(values)))
+    nobody = np.zeros(values.shape[1], dtype=bool)
     line = fit(times, values, 6)
-    return find_trend([line], [line], values[-1], values, times, RULES.failure)
+    return find_trend([line], [line], values[-1], values, times, RULES.failure, nobody)
+
+
+def test_a_prediction_is_the_less_certain_the_further_it_goes_beyond_what_was_seen():
+    """However straight the line is: what grew so for ten seconds need not for minutes."""
+    ten = np.arange(11.0)
+    near, far = trend_of(np.array([0.8 + 0.001 * ten, 0.5 + 0.001 * ten]).T).doubt
+    assert far > 1.5 * near
+    long = trend_of((0.5 + 0.001 * np.arange(101.0))[:, None]).doubt[0]
+    assert long < near < far
+
+
+def test_a_host_that_leaks_slowly_is_predicted_by_what_minutes_show():
+    """Its last moments are noise."""
+    leak = 0.5 + 1e-4 * np.arange(1200.0)
+    values = np.array([leak if host == 3 else np.full(1200, 0.4) for host in range(8)]).T
+    values += np.random.default_rng(RNG_SEED).normal(0, 0.006, values.shape)
+    view = watched(values).view
+    assert view.leaking[3]
+    assert view.trend.failure[3] == pytest.approx((0.9 - leak[-1]) / 1e-4, rel=0.15)
 
 
 def test_a_steady_growth_is_predicted_within_its_doubt():
