@@ -115,8 +115,8 @@ def find_trend(
     """The trend by the longest of ``lines`` (short to long) that describes as well as the shorter ones.
 
     ``excess`` are the lines of what each host is over its group, ``latest`` the values of the short window (rows at
-    ``times``). Of a host that is ``leaking``, as the whole of
-    the longest window shows, that window tells more than moments do if none is sure.
+    ``times``). Of a host that is ``leaking``, as the whole of the longest window shows, that window tells more than
+    moments do if none is sure.
     """
     chosen, over, short = lines[0], excess[0], np.ones(len(now), dtype=bool)
     for longer, over_longer in zip(lines[1:], excess[1:], strict=True):

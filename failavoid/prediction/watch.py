@@ -18,7 +18,7 @@ from failavoid.prediction.rules import (
     persistence_s,
 )
 from failavoid.prediction.settings import RULES, RuleSettings
-from failavoid.prediction.trend import STRAIGHT, Trend, find_trend, fit, slopes
+from failavoid.prediction.trend import STRAIGHT, Line, Trend, find_trend, fit, slopes
 
 Member = tuple[str, str]  # group, host
 Learned = Callable[[Floats, Ints], Floats]  # (values, columns) -> relative probability of each
@@ -211,10 +211,10 @@ class Watch:
             )
             lines, excess = [], []
             for (times, values), (_, centre) in zip(own, centres, strict=True):
-                least = (len(times) + 1) // 2
+                least, over = (len(times) + 1) // 2, values - centre
                 lines.append(fit(times, values, least))
-                excess.append(fit(times, values - centre, least))
-            leaking[suspects] = self._is_leaking(suspects)
+                excess.append(fit(times, over, least))
+            leaking[suspects] = self._is_leaking(times, over, excess[-1])
             times, values = own[0]
             found = find_trend(lines, excess, now[suspects], values, times, self.settings.failure, leaking[suspects])
             for name in found.__dataclass_fields__:
@@ -239,13 +239,12 @@ class Watch:
             ahead[asked] = (now >= past.centre + self.settings.z * scale)[asked]
         return ahead
 
-    def _is_leaking(self, columns: Ints) -> Bools:
-        """Whether a host has been growing away from its group's centre for all of the long window, and still does."""
-        times, values = self._history.long(columns)
-        _, centres = self._centres.long(columns)
-        apart = values - centres
-        whole = fit(times, apart, max(4, len(times) // 2))
-        latest = fit(times[-_MEDIUM:], apart[-_MEDIUM:], 4)
+    def _is_leaking(self, times: Floats, over: Floats, whole: Line) -> Bools:
+        """Whether a host has been growing away from its group's centre for all of the long window, and still does.
+
+        ``over`` is what it was over that centre (rows at ``times``), ``whole`` the line through that.
+        """
+        latest = fit(times[-_MEDIUM:], over[-_MEDIUM:], 4)
         rise = whole.slope * (times[-1] - times[0])
         long_enough = times[-1] - times[0] >= self.settings.long_window_s / 2
         away = (rise > self.settings.scale_floor) & (latest.slope > 0.3 * whole.slope)
