@@ -74,7 +74,7 @@ class Scorer:
             predicted_s, doubt = self._doubts.get(prediction.id, (np.inf, 1.0))
             if rule == "robust":
                 calibration = self.calibration(mode)
-                calibration.learn(predicted_s, doubt, prediction.lead_s)
+                calibration.learn(predicted_s, doubt, prediction.lead_s, _held(prediction) is True)
                 self._state.keep_came_true(mode, calibration.seen)
             self._end(key, "true", now)
 
@@ -109,11 +109,7 @@ def score(predictions: Iterable[Prediction]) -> list[RuleScore]:
             name: sum(one.outcome == name for one in found) for name in ("true", "false", "unknown", "open", "missed")
         }
         leads = [one.lead_s for one in found if one.outcome == "true" and one.lead_s is not None]
-        spans = [
-            span[0] <= one.lead_s <= span[1]
-            for one in found
-            if one.outcome == "true" and one.lead_s is not None and (span := one.predicted_failure_interval_s)
-        ]
+        held = [inside for one in found if one.outcome == "true" and (inside := _held(one)) is not None]
         judged, failures = count["true"] + count["false"], count["true"] + count["missed"]
         scores.append(
             RuleScore(
@@ -130,7 +126,13 @@ def score(predictions: Iterable[Prediction]) -> list[RuleScore]:
                 recall=count["true"] / failures if failures else None,
                 lead_median_s=float(np.median(leads)) if leads else None,
                 lead_p5_s=float(np.percentile(leads, 5)) if leads else None,
-                interval_coverage=float(np.mean(spans)) if spans else None,
+                interval_coverage=float(np.mean(held)) if held else None,
             )
         )
     return scores
+
+
+def _held(prediction: Prediction) -> bool | None:
+    """Whether the failure came within the interval that was foretold; None if there is nothing to say."""
+    span, lead_s = prediction.predicted_failure_interval_s, prediction.lead_s
+    return span[0] <= lead_s <= span[1] if span and lead_s is not None else None

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from failavoid.prediction.models import BINS, Distribution
+from failavoid.prediction.scoring import Seen
 from failavoid.shared.messages import Alarm, Finding, Prediction, RuleEvent, from_dict, to_dict
 
 KEPT = 10000  # documents of each kind
@@ -25,7 +26,7 @@ CREATE INDEX IF NOT EXISTS documents_by_time ON documents (kind, time);
 CREATE TABLE IF NOT EXISTS distributions (
   application TEXT NOT NULL, metric TEXT NOT NULL, runs INTEGER NOT NULL, counts BLOB NOT NULL,
   PRIMARY KEY (application, metric));
-CREATE TABLE IF NOT EXISTS came_true (mode TEXT PRIMARY KEY, seen TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS calibrations (mode TEXT PRIMARY KEY, seen TEXT NOT NULL);
 """
 
 
@@ -89,13 +90,13 @@ class State:
             query = "SELECT application FROM distributions WHERE metric=? ORDER BY application"
             return [row[0] for row in self._database.execute(query, (metric,))]
 
-    def came_true(self, mode: str) -> list[tuple[float, float]]:
+    def came_true(self, mode: str) -> list[Seen]:
         """What `prediction.scoring.Calibration` has seen of a failure mode."""
         with self._lock:
-            row = self._database.execute("SELECT seen FROM came_true WHERE mode=?", (mode,)).fetchone()
-        return [(predicted, deviation) for predicted, deviation in json.loads(row[0])] if row else []
+            row = self._database.execute("SELECT seen FROM calibrations WHERE mode=?", (mode,)).fetchone()
+        return [(predicted, deviation, held) for predicted, deviation, held in json.loads(row[0])] if row else []
 
-    def keep_came_true(self, mode: str, seen: list[tuple[float, float]]) -> None:
+    def keep_came_true(self, mode: str, seen: list[Seen]) -> None:
         """Keep that."""
         with self._lock:
-            self._database.execute("INSERT OR REPLACE INTO came_true VALUES (?, ?)", (mode, json.dumps(seen)))
+            self._database.execute("INSERT OR REPLACE INTO calibrations VALUES (?, ?)", (mode, json.dumps(seen)))

@@ -114,9 +114,10 @@ def summarise(group_size: int, leaking: int | None, outcomes: Sequence[Outcome],
     """Put groups together, in their order: an interval knows what came true in the groups before, no more."""
     covered: list[bool] = []
     for outcome in outcomes:
-        covered += [calibration.holds(*prediction) for prediction in outcome.predictions]
-        for prediction in outcome.predictions:
-            calibration.learn(*prediction)
+        held = [calibration.holds(*prediction) for prediction in outcome.predictions]
+        for prediction, one in zip(outcome.predictions, held, strict=True):
+            calibration.learn(*prediction, one)
+        covered += held
     events = sum(outcome.events for outcome in outcomes)
     leads = [lead for outcome in outcomes for lead in outcome.leads_s]
     false_alarms = sum(outcome.false_alarms for outcome in outcomes)

@@ -33,7 +33,9 @@ class View:
     """What the rules look at: one collection, one entry a column (a host in its group).
 
     ``trend`` is infinite or NaN for columns that are out of the question, ``relative_probability`` 1 where nothing was
-    learned, ``age`` the seconds since a host joined its group, ``peak`` its highest value before just now.
+    learned, ``age`` the seconds since a host joined its group, ``peak`` its highest value before just now, ``ahead``
+    whether it is far above its peers' (of those below the threshold that what was learned speaks against), and
+    ``peers_slope`` the group's growth (1/s) of now or over the window of the host's trend, whichever is faster.
     """
 
     now: Floats
@@ -47,6 +49,7 @@ class View:
     relative_probability: Floats
     age: Floats
     peak: Floats
+    ahead: Bools
     horizon_s: float
 
 
@@ -116,11 +119,13 @@ def robust(view: View, settings: RuleSettings) -> Verdict:
     strange = view.relative_probability < settings.relative_probability
     # hosts most of which use what the application never did are no measure of each other
     astray = view.grouping.spread(view.grouping.count(strange)) >= 0.5 * (view.peers + 1)
-    unlike = strange & (~able | astray & (now >= settings.threshold))
+    # hosts out of step are no measure by where they are now, but by how far they went lately
+    alone = (view.peers < MIN_HOSTS - 1) | view.ahead
+    unlike = strange & np.where(now >= settings.threshold, ~able | astray, ~able & alone)
     outlier = (view.peers >= MIN_HOSTS - 1) & (normal.z >= needed_z(now, settings)) | unlike
     peers_failure = time_to(settings.failure, normal.centre, view.peers_slope)
     grows = (now >= view.peak) & (view.age >= settings.settle_s)
-    apart = trend.failure < 0.5 * peers_failure
+    apart = trend.apart & (trend.failure < 0.5 * peers_failure)
     heading = grows & trend.sure & (now >= settings.trend_floor) & (trend.failure < view.horizon_s) & apart
     slowly = view.leaking | (trend.lasting & apart)
     leaks = grows & slowly & (now >= settings.leak_floor) & (trend.failure < settings.leak_horizon_s)

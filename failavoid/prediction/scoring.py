@@ -10,11 +10,16 @@ from statistics import NormalDist
 import numpy as np
 
 KEPT = 400
-_ALIKE = 3.0  # times longer or shorter: predictions within this teach about each other
+_ALIKE = 10.0  # times longer or shorter: predictions within this teach about each other
 _ENOUGH = 19  # of them, that the 10 % and the 90 % quantile are no extremes
 # What is believed before enough came true: quantiles of a normal distribution of this width
 _PRIOR = 5
 _PRIOR_WIDTH = 1.0
+_MISSES = 0.2  # of the intervals are to miss
+_STEP = 0.05  # by which each that came true moves the share aimed at
+
+
+Seen = tuple[float, float, bool]  # predicted time (s), deviation, whether the interval held
 
 
 class Calibration:
@@ -23,22 +28,32 @@ class Calibration:
     Conformal prediction, localised (Guan, 2023): the 80 % interval of the next one spans the 10 % and the 90 % quantile
     of log(actual / predicted) / doubt among those of the last `KEPT` that foresaw a time like its own. A leak that has
     hours to go is told in other ways than one that has seconds.
+
+    And adaptive (Gibbs and Candès, 2021): what comes is not always like what was. Each interval that missed lets the
+    next ones aim at fewer misses than a fifth, each that held at more, so that in the long run a fifth miss.
     """
 
-    def __init__(self, seen: Iterable[tuple[float, float]] = ()) -> None:
+    def __init__(self, seen: Iterable[Seen] = ()) -> None:
         places = (np.arange(_PRIOR) + 0.5) / _PRIOR
         self._prior = [_PRIOR_WIDTH * NormalDist().inv_cdf(place) for place in places]
-        self._seen: deque[tuple[float, float]] = deque(seen, maxlen=KEPT)
+        self._seen: deque[Seen] = deque(maxlen=KEPT)
+        self._aim = _MISSES
+        for one in seen:
+            self._take(one)
 
     @property
-    def seen(self) -> list[tuple[float, float]]:
-        """What was learned, the oldest first: the predicted time (s) and the deviation of each that came true."""
+    def seen(self) -> list[Seen]:
+        """What was learned, the oldest first."""
         return list(self._seen)
 
-    def learn(self, predicted_s: float, doubt: float, actual_s: float) -> None:
-        """Take up a prediction that came true ``actual_s`` after it was made."""
+    def learn(self, predicted_s: float, doubt: float, actual_s: float, held: bool) -> None:
+        """Take up a prediction that came true ``actual_s`` after it was made, and whether its interval held that."""
         if 0 < predicted_s < math.inf and actual_s > 0 and doubt > 0:
-            self._seen.append((predicted_s, _deviation(predicted_s, doubt, actual_s)))
+            self._take((predicted_s, _deviation(predicted_s, doubt, actual_s), held))
+
+    def _take(self, one: Seen) -> None:
+        self._seen.append(one)
+        self._aim = min(2 * _MISSES, max(0.0, self._aim + _STEP * (_MISSES - (not one[2]))))
 
     def holds(self, predicted_s: float, doubt: float, actual_s: float) -> bool:
         """Whether the interval holds what came: not by its ends in seconds, which rounding moves."""
@@ -47,14 +62,15 @@ class Calibration:
 
     def quantiles(self, predicted_s: float) -> tuple[float, float]:
         """(low, high) deviations that enclose that of a prediction of this time with a probability of 80 %."""
-        seen = list(self._seen)
+        seen = self.seen
         if len(seen) > _ENOUGH and 0 < predicted_s < math.inf:
-            apart = np.abs(np.log([one for one, _ in seen]) - math.log(predicted_s))
+            apart = np.abs(np.log([one[0] for one in seen]) - math.log(predicted_s))
             count = max(_ENOUGH, int((apart <= math.log(_ALIKE)).sum()))
             seen = [seen[place] for place in np.argsort(apart, kind="stable")[:count]]
         prior = self._prior if len(seen) < _ENOUGH else []
         # Weibull's ranks, p (n + 1), are the conformal ones: the next observation is one more than was seen
-        low, high = np.quantile([*prior, *(deviation for _, deviation in seen)], [0.1, 0.9], method="weibull")
+        tails = [self._aim / 2, 1 - self._aim / 2]
+        low, high = np.quantile([*prior, *(one[1] for one in seen)], tails, method="weibull")
         return float(low), float(high)
 
     def interval(self, predicted_s: float, doubt: float) -> tuple[float, float]:

@@ -10,17 +10,21 @@ from failavoid.prediction.grouping import Bools, Floats
 
 _ALIKE = 1.5  # a longer window is as straight as a shorter one if its residuals are within this factor
 _GRAIN = 0.002  # and this much more: what an application's memory moves anyway
-_DRIFT = 0.02  # growth itself changes by this share, however well it was measured
+# Growth itself wanders, however well it was measured. Its logarithm is a random walk at the pace of what was seen: the
+# variance is this squared times the window and the time to failure, in windows
+_WANDER = 0.2
 STRAIGHT = 0.95  # R^2 of growth over more than moments: not two or three steps
 _STRAIGHT_NOW = 0.85  # of growth in the last moments: not one jump
 _SURE = 4.0  # standard errors
-_UNSURE = 0.25  # the least doubt of a prediction by growth that is not sure
-_NO_IDEA = 1.0  # the doubt of who knows nothing
+_NO_IDEA = 1.0  # the doubt of who knows nothing, or growth that is not sure
 
 
 @dataclass(frozen=True)
 class Line:
-    """Least squares for each column: slope (1/s), level now, their standard errors, and the residuals' size."""
+    """Least squares for each column: slope (1/s), level now, their standard errors, and the residuals' size.
+
+    ``length`` is the time (s) over which the values lie, if they lie evenly.
+    """
 
     slope: Floats
     level: Floats
@@ -28,6 +32,7 @@ class Line:
     level_error: Floats
     residual: Floats
     count: Floats
+    length: Floats
 
     def rises(self, straight: float) -> Bools:
         """Whether it rises beyond doubt, as a line with an R^2 of so much; k even steps have 1 - 1 / (k + 1)^2."""
@@ -55,13 +60,16 @@ class Trend:
     failure: Floats
     doubt: Floats
     sustained: Floats  # time to failure by the least of the last few seconds' growths: a jump has none
+    apart: Bools  # what it is over its group grows too, and not by one jump
+    peers_slope: Floats  # its group's growth (1/s) over the same window
 
     @classmethod
     def nothing(cls, columns: int) -> Trend:
         """Of columns of which none is known."""
         never = np.full((2, columns), np.inf)
-        no = np.zeros((2, columns), dtype=bool)
-        return cls(np.full(columns, np.nan), no[0], no[1], never[0], np.ones(columns), never[1])
+        no = np.zeros((3, columns), dtype=bool)
+        unknown = np.full((2, columns), np.nan)
+        return cls(unknown[0], no[0], no[1], never[0], np.ones(columns), never[1], no[2], unknown[1])
 
 
 def fit(times: Floats, values: Floats, least: int) -> Line:
@@ -87,6 +95,7 @@ def fit(times: Floats, values: Floats, least: int) -> Line:
         level_error=residual * np.sqrt(1 / count + middle**2 / spread),
         residual=residual,
         count=count,
+        length=np.sqrt(12 * spread / count),
     )
 
 
@@ -100,33 +109,41 @@ def slopes(times: Floats, values: Floats, least: int) -> Floats:
     return found
 
 
-def find_trend(lines: list[Line], now: Floats, latest: Floats, times: Floats, failure: float) -> Trend:
+def find_trend(
+    lines: list[Line], excess: list[Line], now: Floats, latest: Floats, times: Floats, failure: float, leaking: Bools
+) -> Trend:
     """The trend by the longest of ``lines`` (short to long) that describes as well as the shorter ones.
 
-    ``latest`` are the values of the short window (rows at ``times``).
+    ``excess`` are the lines of what each host is over its group, ``latest`` the values of the short window (rows at
+    ``times``). Of a host that is ``leaking``, as the whole of the longest window shows, that window tells more than
+    moments do if none is sure.
     """
-    chosen = lines[0]
-    for longer in lines[1:]:
+    chosen, over, short = lines[0], excess[0], np.ones(len(now), dtype=bool)
+    for longer, over_longer in zip(lines[1:], excess[1:], strict=True):
         alike = (longer.residual <= _ALIKE * chosen.residual + _GRAIN) & (longer.slope > 0.8 * chosen.slope)
-        chosen = longer.where(alike | longer.rises(STRAIGHT) & ~chosen.rises(_STRAIGHT_NOW), chosen)
+        better = alike | longer.rises(STRAIGHT) & ~chosen.rises(_STRAIGHT_NOW)
+        chosen, over, short = longer.where(better, chosen), over_longer.where(better, over), short & ~better
     half = max(3, len(times) // 2)
     recent = fit(times[-half:], latest[-half:], half - 1)
     # what has just risen and stays is no growth, although a line through it rises: short lines show that in their later
     # half, longer ones by leaving the value below them
-    short = chosen.slope == lines[0].slope
     goes_on = recent.slope >= 0.5 * chosen.slope - 2 * recent.slope_error
     keeps_up = now >= chosen.level - 2 * chosen.residual
     sure = np.where(short, chosen.rises(_STRAIGHT_NOW) & goes_on, chosen.rises(STRAIGHT) & keeps_up)
-    left = np.maximum(failure - now, 1e-9)
-    doubt = np.hypot(np.hypot(chosen.slope_error / chosen.slope, chosen.level_error / left), _DRIFT)
-    doubt = np.where(sure, doubt, np.maximum(doubt, _UNSURE))
+    slowly = leaking & ~sure
+    chosen, over = lines[-1].where(slowly, chosen), excess[-1].where(slowly, over)
+    until = time_to(failure, now, chosen.slope)
+    measured = np.hypot(chosen.slope_error / chosen.slope, chosen.level_error / np.maximum(failure - now, 1e-9))
+    doubt = np.hypot(measured, _WANDER * np.sqrt(1 + until / chosen.length))
     return Trend(
         slope=chosen.slope,
         sure=sure,
         lasting=sure & ~short,
-        failure=time_to(failure, now, chosen.slope),
-        doubt=np.where(np.isfinite(doubt), np.minimum(doubt, _NO_IDEA), _NO_IDEA),
+        failure=until,
+        doubt=np.where((sure | slowly) & (doubt < _NO_IDEA), doubt, _NO_IDEA),
         sustained=time_to(failure, now, sustained_growth(times, latest)),
+        apart=over.rises(_STRAIGHT_NOW),
+        peers_slope=chosen.slope - over.slope,
     )
 
 

@@ -18,7 +18,7 @@ from failavoid.prediction.rules import (
     persistence_s,
 )
 from failavoid.prediction.settings import RULES, RuleSettings
-from failavoid.prediction.trend import STRAIGHT, Trend, find_trend, fit, slopes
+from failavoid.prediction.trend import STRAIGHT, Line, Trend, find_trend, fit, slopes
 
 Member = tuple[str, str]  # group, host
 Learned = Callable[[Floats, Ints], Floats]  # (values, columns) -> relative probability of each
@@ -176,11 +176,14 @@ class Watch:
             normal=normal,
             trend=trend,
             leaking=leaking,
-            peers_slope=peers_slope,
+            peers_slope=np.fmax(peers_slope, trend.peers_slope),
             application=application,
             relative_probability=likely,
             age=time - self._joined,
             peak=peak,
+            ahead=self._ahead(
+                high[(likely[high] < settings.relative_probability) & (now[high] < settings.threshold)], now
+            ),
             horizon_s=horizon_s,
         )
 
@@ -202,25 +205,46 @@ class Watch:
         trend = Trend.nothing(size)
         leaking, peak = np.zeros(size, dtype=bool), np.full(size, -np.inf)
         if len(suspects):
-            times, values = self._history.short(suspects)
-            lines = [fit(times, values, (len(times) + 1) // 2)]
-            for last in (_MEDIUM, None):
-                means = self._history.long(suspects, last)
-                lines.append(fit(*means, (len(means[0]) + 1) // 2))
-            own = find_trend(lines, now[suspects], values, times, self.settings.failure)
-            for name in own.__dataclass_fields__:
-                getattr(trend, name)[suspects] = getattr(own, name)
-            leaking[suspects] = self._is_leaking(suspects)
+            own, centres = (
+                [history.short(suspects), *(history.long(suspects, last) for last in (_MEDIUM, None))]
+                for history in (self._history, self._centres)
+            )
+            lines, excess = [], []
+            for (times, values), (_, centre) in zip(own, centres, strict=True):
+                least, over = (len(times) + 1) // 2, values - centre
+                lines.append(fit(times, values, least))
+                excess.append(fit(times, over, least))
+            leaking[suspects] = self._is_leaking(times, over, excess[-1])
+            times, values = own[0]
+            found = find_trend(lines, excess, now[suspects], values, times, self.settings.failure, leaking[suspects])
+            for name in found.__dataclass_fields__:
+                getattr(trend, name)[suspects] = getattr(found, name)
             peak[suspects] = self._history.peak(suspects)
         return trend, leaking, peak
 
-    def _is_leaking(self, columns: Ints) -> Bools:
-        """Whether a host has been growing away from its group's centre for all of the long window, and still does."""
-        times, values = self._history.long(columns)
-        _, centres = self._centres.long(columns)
-        apart = values - centres
-        whole = fit(times, apart, max(4, len(times) // 2))
-        latest = fit(times[-_MEDIUM:], apart[-_MEDIUM:], 4)
+    def _ahead(self, asked: Ints, now: Floats) -> Bools:
+        """Which of these columns are far above the highest that their peers have been at in the long window.
+
+        Hosts that are not in step with each other tell little by where they are now, but much by how far they go.
+        """
+        ahead = np.zeros(len(now), dtype=bool)
+        if len(asked):
+            grouping = self.roster.grouping
+            mine = np.flatnonzero(np.isin(grouping.ids, grouping.ids[asked]))
+            highest = np.full(len(now), np.nan)
+            highest[mine] = self._history.peak(mine)
+            highest[np.isinf(highest)] = np.nan
+            past = robust(highest, grouping)
+            scale = np.maximum(past.scale, self.settings.scale_floor)
+            ahead[asked] = (now >= past.centre + self.settings.z * scale)[asked]
+        return ahead
+
+    def _is_leaking(self, times: Floats, over: Floats, whole: Line) -> Bools:
+        """Whether a host has been growing away from its group's centre for all of the long window, and still does.
+
+        ``over`` is what it was over that centre (rows at ``times``), ``whole`` the line through that.
+        """
+        latest = fit(times[-_MEDIUM:], over[-_MEDIUM:], 4)
         rise = whole.slope * (times[-1] - times[0])
         long_enough = times[-1] - times[0] >= self.settings.long_window_s / 2
         away = (rise > self.settings.scale_floor) & (latest.slope > 0.3 * whole.slope)

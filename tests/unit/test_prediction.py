@@ -98,16 +98,25 @@ def test_intervals_learn_to_hold_four_of_five_failures():
     for actual in 100 * np.exp(0.05 * 4 * rng().standard_normal(1500)):  # four times the doubt that was thought
         low, high = calibration.interval(100.0, 0.05)
         inside.append(low <= actual <= high)
-        calibration.learn(100.0, 0.05, actual)
+        calibration.learn(100.0, 0.05, actual, inside[-1])
     assert np.mean(inside[300:]) == pytest.approx(0.8, abs=0.04)
+
+
+def test_intervals_hold_four_of_five_failures_also_when_what_comes_is_not_like_what_was():
+    calibration, held = Calibration(), []
+    for number, one in enumerate(rng().standard_normal(400)):
+        actual = 100 * np.exp(0.05 * one * (1 if number < 200 else 4))
+        held.append(calibration.holds(100.0, 0.05, actual))
+        calibration.learn(100.0, 0.05, actual, held[-1])
+    assert np.mean(held[200:]) > 0.75
 
 
 def test_what_short_predictions_teach_is_not_believed_of_long_ones():
     calibration = Calibration()
     noise = rng().standard_normal(200)
     for one in noise:
-        calibration.learn(20.0, 0.05, 20.0 * np.exp(0.05 * one))
-        calibration.learn(2000.0, 0.05, 2000.0 * np.exp(0.05 * 6 * one))
+        for predicted, actual in ((20.0, 20.0 * np.exp(0.05 * one)), (2000.0, 2000.0 * np.exp(0.05 * 6 * one))):
+            calibration.learn(predicted, 0.05, actual, calibration.holds(predicted, 0.05, actual))
     short, long = calibration.quantiles(20.0), calibration.quantiles(2000.0)
     assert short[1] - short[0] < 4
     assert long[1] - long[0] > 10

@@ -171,7 +171,28 @@ def test_a_host_ahead_of_peers_that_follow_is_no_failure_and_one_beyond_them_is(
 def trend_of(values):
     values = np.asarray(values, dtype=float)
     times = np.arange(float(len(values)))
-    return find_trend([fit(times, values, 6)], values[-1], values, times, RULES.failure)
+    nobody = np.zeros(values.shape[1], dtype=bool)
+    line = fit(times, values, 6)
+    return find_trend([line], [line], values[-1], values, times, RULES.failure, nobody)
+
+
+def test_a_prediction_is_the_less_certain_the_further_it_goes_beyond_what_was_seen():
+    """However straight the line is: what grew so for ten seconds need not for minutes."""
+    ten = np.arange(11.0)
+    near, far = trend_of(np.array([0.8 + 0.001 * ten, 0.5 + 0.001 * ten]).T).doubt
+    assert far > 1.5 * near
+    long = trend_of((0.5 + 0.001 * np.arange(101.0))[:, None]).doubt[0]
+    assert long < near < far
+
+
+def test_a_host_that_leaks_slowly_is_predicted_by_what_minutes_show():
+    """Its last moments are noise."""
+    leak = 0.5 + 1e-4 * np.arange(1200.0)
+    values = np.array([leak if host == 3 else np.full(1200, 0.4) for host in range(8)]).T
+    values += np.random.default_rng(RNG_SEED).normal(0, 0.006, values.shape)
+    view = watched(values).view
+    assert view.leaking[3]
+    assert view.trend.failure[3] == pytest.approx((0.9 - leak[-1]) / 1e-4, rel=0.15)
 
 
 def test_a_steady_growth_is_predicted_within_its_doubt():
@@ -277,6 +298,54 @@ def test_an_application_that_grows_on_all_hosts_raises_nothing(hosts, rate, earl
     rules = {rule for rule, _, _ in evaluator.events}
     assert rules == {"threshold"} or (rules == {"threshold", "paper"} and rate * early_s >= 0.3)
     assert not evaluator.alarms
+
+
+def alarmed(values, learned=None):
+    """The hosts of one job that `robust` would have alarmed about, with the horizon of back-tests."""
+    watch = Watch(RuleSettings(horizon_s=180.0), 1.0, ("robust",))
+    watch.follow(Roster([("job-1", f"host{number}") for number in range(values.shape[1])]))
+    values = values + np.random.default_rng(RNG_SEED).normal(0, 0.004, values.shape)
+    return {
+        int(host)
+        for second, row in enumerate(values)
+        for host in watch.tick(second, row, learned=learned).begun["robust"]
+    }
+
+
+@pytest.mark.parametrize(("until", "top", "second", "step"), [(115, 0.46, 118, 0.1), (91, 0.345, 121, 0.19)])
+def test_a_ramp_that_all_hosts_went_up_is_no_trend_of_the_one_that_then_takes_a_step(until, top, second, step):
+    values = np.array([ramp(200, 0, 0.05, (top - 0.05) / until, top) for _ in range(8)]).T
+    values[second:, 3] += step
+    assert alarmed(values) == set()
+
+
+def test_a_leak_that_begins_while_all_hosts_start_is_seen_before_the_threshold():
+    values = np.array([ramp(200, 0, 0.05, 0.0036, 0.46) for _ in range(8)]).T
+    values[:, 3] += ramp(200, 100, 0.0, 0.004, 1.0)
+    before = int(np.argmax(values[:, 3] >= 0.75))
+    assert alarmed(values[:before]) == {3}
+
+
+def out_of_step(hosts=8, seconds=900):
+    """An application that fills 0.33 to 0.57 of the memory every two minutes, and what was learned of it."""
+    late = 120 / hosts * np.arange(hosts)
+    values = 0.33 + 0.24 * ((np.arange(float(seconds))[:, None] - late) % 120) / 120
+    return values, lambda shares, _columns: np.where(shares > 0.57, 0.01, 1.0)
+
+
+def test_a_host_that_goes_a_little_further_than_usual_is_none_that_fails():
+    values, learned = out_of_step()
+    top = 700 + int(np.argmax(values[700:820, 3]))
+    values[top - 11 : top + 1, 3] += np.linspace(0, 0.03, 12)
+    assert alarmed(values, learned) == set()
+
+
+def test_a_host_out_of_step_that_leaks_is_seen_before_the_threshold():
+    values, learned = out_of_step()
+    low = 600 + int(np.argmin(values[600:720, 3]))
+    values[low:, 3] = 0.33 + 0.007 * np.arange(len(values) - low)
+    before = int(np.argmax(values[:, 3] >= 0.74))
+    assert alarmed(values[:before], learned) == {3}
 
 
 @pytest.mark.parametrize("hosts", [4, 8])
