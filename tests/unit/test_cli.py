@@ -17,10 +17,12 @@ import uvicorn
 from evacuation_world import World
 from resource_manager_site import PATIENCE_S, SECRET, SERVICE, Site
 
-from failavoid.cli import completion, evacuations, mpi, tables
+from failavoid.cli import api, completion, evacuations, mpi, tables
+from failavoid.cli.follower import Follower
 from failavoid.cli.run import RunRequest, hosts_for, hugepage_size, kilobytes, seconds, user_key
 from failavoid.cli.settings import CliError, CliSettings, load
 from failavoid.controller.api import build_app
+from failavoid.shared.http import ApiError
 from failavoid.shared.messages import Alarm, Evacuation, Event, Evidence, Job, JobRequest, Migration, Step, to_dict
 from failavoid.shared.tokens import mint, verify
 
@@ -97,6 +99,26 @@ def failavoid(environment, *words):
 
 
 # -- looking and acting ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [0, 500, 503])
+def test_a_service_that_is_being_restarted_does_not_keep_a_jobs_client_from_hearing_of_its_end(monkeypatch, status):
+    job = Job("job-1", JobRequest("ada", 1000, 1000, "key", hosts=1), "running", created=0.0)
+    ended = to_dict(dataclasses.replace(job, state="failed", ended=1.0))
+    answers = [ApiError(status, "cut off"), ended]
+
+    def answer(*_args):
+        said = answers.pop(0)
+        if isinstance(said, ApiError):
+            raise said
+        return said
+
+    monkeypatch.setattr(api, "load", CliSettings)
+    monkeypatch.setattr(api, "token", lambda: "token")
+    monkeypatch.setattr(api.http, "call", answer)
+    heard = threading.Event()
+    Follower(job).at_end(heard.set)
+    assert heard.wait(PATIENCE_S)
 
 
 def test_hosts_and_guests_are_shown_a_line_each(site, environment):
@@ -349,7 +371,8 @@ def test_a_program_runs_in_guests_of_its_own_and_its_hosts_are_free_afterwards(s
         f"failavoid: job wave-1: program --hosts 9 on {' '.join(job.guests)}",
     ]
     folder = tmp_path / "home/.failavoid/jobs/wave-1"
-    assert (folder / "known_hosts").read_text() == job.known_hosts
+    known = [line.split()[0] for line in (folder / "known_hosts").read_text().splitlines()]
+    assert known == [f"10.0.2.{n},{name}" for n, name in enumerate(job.guests, 1)]
     assert (folder / "hosts").read_text() == "".join(f"10.0.2.{n} slots=1\n" for n in (1, 2, 3, 4))
     guest = site.played("launch.yml")[0]["launch_identities"][job.guests[0]]
     assert guest["authorized_keys"] == [(tmp_path / "home/.ssh/failavoid.pub").read_text().strip()]
