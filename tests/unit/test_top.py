@@ -50,7 +50,7 @@ def test_on_a_terminal_it_shows_an_evacuation_as_it_goes_until_ctrl_c(there):
     (evacuation,) = made.world.controller.order("host1", "fan is loud", "ada")
     made.world.until_state(evacuation, "MIGRATING")
     child = pexpect.spawn(
-        PROGRAM[0], [*PROGRAM[1:], "--every", "0.3"], env=environment, dimensions=(40, 120), timeout=30
+        PROGRAM[0], [*PROGRAM[1:], "--every", "0.3"], env=environment, dimensions=(40, 120), timeout=120
     )
     child.expect(f"{evacuation.id}.*host1 -> host4.*MIGRATING.*75% sent")
     made.world.stuck = False
