@@ -171,12 +171,12 @@ async def stream() -> StreamingResponse:
 
 @app.get("/poll")
 async def poll() -> None:
-    print("polled\n", end="", flush=True)  # in one piece: two threads print
+    print("polled\\n", end="", flush=True)  # in one piece: two threads print
     await asyncio.sleep(3600)
 
 @app.get("/work")
 def work() -> None:
-    print("at work\n", end="", flush=True)
+    print("at work\\n", end="", flush=True)
     threading.Event().wait()
 
 run(app, "127.0.0.1", int(sys.argv[1]), Tls(enabled=False), lambda: print("all is kept", flush=True))
