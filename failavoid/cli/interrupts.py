@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,6 +20,8 @@ class Interrupts:
         self._came = False
         self._raised = False
         self._held = False
+        self._woken, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         for number in NUMBERS:
             signal.signal(number, self._on_signal)
         # a stopped program would not be heard of any more, while its job goes on elsewhere
@@ -35,6 +40,22 @@ class Interrupts:
     def ignore(self) -> None:
         """From now on nothing is interrupted."""
         self._raised = True
+
+    def wait(self, process: subprocess.Popen[bytes]) -> int:
+        """Wait until ``process`` has ended and return its status.
+
+        The kernel may hand a signal to another thread, whereupon a plain wait would go on; the byte that Python writes
+        for each signal ends this one. Raises KeyboardInterrupt.
+        """
+        ended = os.pidfd_open(process.pid)
+        try:
+            while True:
+                ready = select.select([ended, self._woken], [], [])[0]
+                if ended in ready:
+                    return process.wait()
+                os.read(self._woken, 512)
+        finally:
+            os.close(ended)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._came = True

@@ -204,7 +204,7 @@ def _launch(
         with interrupts.held():
             process = running = subprocess.Popen(command, env=environment, start_new_session=True)
         follower.at_end(lambda: _end(running, END_AFTER_LOSS_S if _is_loss(follower.job.message) else END_S))
-        status = process.wait()
+        status = interrupts.wait(process)
     except KeyboardInterrupt:
         if process is not None:
             _end(process)

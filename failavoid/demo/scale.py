@@ -46,8 +46,8 @@ SCALES = {
             hosts_idle=1,
             guests_per_host=2,
             guest_memory_mb=860,
-            growth=Growth(start_mb=55, rate_mb_s=5, limit_mb=240, hold_s=3),
-            hog_growth=Growth(start_mb=60, rate_mb_s=40, limit_mb=600, hold_s=6),
+            growth=Growth(start_mb=70, rate_mb_s=5, limit_mb=240, hold_s=3),
+            hog_growth=Growth(start_mb=70, rate_mb_s=80, limit_mb=600, hold_s=5),
         ),
         Scale(
             name="rack",
@@ -56,8 +56,8 @@ SCALES = {
             hosts_idle=2,
             guests_per_host=2,
             guest_memory_mb=860,
-            growth=Growth(start_mb=55, rate_mb_s=5, limit_mb=240, hold_s=3),
-            hog_growth=Growth(start_mb=60, rate_mb_s=40, limit_mb=600, hold_s=6),
+            growth=Growth(start_mb=70, rate_mb_s=5, limit_mb=240, hold_s=3),
+            hog_growth=Growth(start_mb=70, rate_mb_s=80, limit_mb=600, hold_s=5),
         ),
         Scale(
             name="paper",

@@ -303,7 +303,7 @@ def job_environment(environment, tmp_path):
     """The same for an ordinary user, whose home is a folder of the test's."""
     folder = tmp_path / "home"
     os.chown(folder, NOBODY.pw_uid, NOBODY.pw_gid)
-    for parent in (tmp_path, *tmp_path.parents[:2]):
+    for parent in (tmp_path, *tmp_path.parents[:3]):
         parent.chmod(parent.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
     return {**environment, "FAILAVOID_TOKEN": mint(SECRET, "user", "nobody"), "TEST_HOME": str(folder)}
 
@@ -493,6 +493,24 @@ def test_a_client_can_not_be_stopped_without_being_ended(site, job_environment):
     process.send_signal(signal.SIGINT)  # a stopped program would not hear it
     process.communicate(timeout=60)
     assert process.returncode == 130
+
+
+def test_a_signal_that_another_thread_takes_ends_the_wait_for_a_program():
+    script = """
+import signal, subprocess, sys, threading
+from failavoid.cli.interrupts import Interrupts
+interrupts = Interrupts()
+program = subprocess.Popen(["sleep", "300"])
+signal_me = lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+threading.Timer(1.0, signal_me).start()
+try:
+    interrupts.wait(program)
+except KeyboardInterrupt:
+    program.kill()
+    sys.exit(program.wait())
+"""
+    done = subprocess.run([sys.executable, "-c", script], timeout=60)
+    assert done.returncode == 256 - signal.SIGKILL
 
 
 def test_a_program_on_hosts_without_guests_uses_the_hosts_own_keys(site, job_environment, tmp_path):
