@@ -91,7 +91,11 @@ testbed: venv ## make the testbed's hosts and deploy everything on them
 .PHONY: test
 test: test-tools ## unit tests, MPI tests, then all tests on one real testbed
 	@python -m failavoid.demo --scale default --testbed-only
-	python -m pytest tests/unit tests/mpi tests/testbed
+	@# one after the other even where the first fails: each says what it found
+	status=0; \
+	python -m pytest --numprocesses 2 --dist loadfile tests/unit || status=1; \
+	python -m pytest tests/mpi tests/testbed || status=1; \
+	exit $$status
 
 .PHONY: molecule
 molecule: venv ## each part's scenario on the testbed's hosts: checked, applied twice, looked at from the outside
