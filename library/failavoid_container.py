@@ -76,6 +76,10 @@ options:
         type: list
         elements: str
         default: []
+      nice:
+        description: How nice its processes are to those of other containers, -20 to 19.
+        type: int
+        default: 0
 attributes:
   check_mode:
     support: full
@@ -178,6 +182,7 @@ def main() -> None:
                     "address": {"type": "str", "required": True},
                     "memory_mib": {"type": "int", "required": True},
                     "binds": {"type": "list", "elements": "str", "default": []},
+                    "nice": {"type": "int", "default": 0},
                 },
             },
         },

@@ -12,11 +12,12 @@ from failavoid.demo.observe import OomWatch, Services, wait_until
 from failavoid.demo.progress import Progress
 from failavoid.demo.scale import Growth, Scale
 from failavoid.demo.site import Site
-from failavoid.shared.messages import Alarm, Evacuation, Membership, RuleEvent, Sample
+from failavoid.shared.messages import EVACUATION_ENDS, Alarm, Evacuation, Membership, RuleEvent, Sample
 
 HOG_UNIT = "failavoid-hog"
 JOB_SECONDS = 1200.0  # no job of the demonstration lasts longer
-CALM = 0.62  # share of a host's memory below which the next run may begin
+EVACUATION_S = 300.0  # for one that is under way when its job ends
+CALM = 0.66  # share of a host's memory below which the next run may begin
 
 
 class DemonstrationError(Exception):
@@ -103,6 +104,8 @@ def perform(
         job.end()
     run.exit_status = job.process.returncode
     run.ended = time.time()
+    if not wait_until(lambda: _is_over(services, run.job), EVACUATION_S):
+        raise DemonstrationError(f"an evacuation of {run.job} did not end within {EVACUATION_S:.0f} s after its job")
     run.output = [Line(when, text) for when, text in job.output]
     time.sleep(2)  # the last samples and the retirement reach the services
     _collect(services, run)
@@ -193,6 +196,11 @@ def _follow(job: RunningJob, services: Services, run: Run, oom: OomWatch, progre
             progress.note(f"the kernel's OOM killer took a guest on {run.failing_host}")
         time.sleep(0.5)
     run.events["job ended"] = time.time()
+
+
+def _is_over(services: Services, job: str) -> bool:
+    """Whether no evacuation of the job goes on."""
+    return all(evacuation.state in EVACUATION_ENDS for evacuation in services.evacuations(job))
 
 
 def _collect(services: Services, run: Run) -> None:

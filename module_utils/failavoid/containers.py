@@ -39,13 +39,14 @@ class ContainerError(Exception):
 
 @dataclass
 class Container:
-    """One host. ``memory_mib`` is what it has; ``binds`` are SOURCE or SOURCE:TARGET."""
+    """One host. ``memory_mib`` is what it has; ``binds`` are SOURCE or SOURCE:TARGET; ``nice`` holds for all in it."""
 
     name: str
     node_class: str
     address: str
     memory_mib: int
     binds: List[str] = field(default_factory=list)
+    nice: int = 0
 
 
 @dataclass
@@ -243,6 +244,7 @@ def start(testbed: Testbed, container: Container) -> None:
     if Path("/dev/kvm").exists():
         binds.append("/dev/kvm")
     command = [
+        *("nice", "-n", str(container.nice)),
         "systemd-nspawn",
         "--quiet",
         "--boot",

@@ -61,7 +61,7 @@ def test_an_inventory_sets_only_variables_that_a_role_has(name):
         for entry in yaml.safe_load(specs.read_text())["argument_specs"].values():
             options |= set(entry.get("options", {}))
     roles = {path.name for path in (PROJECT / "roles").iterdir()}
-    of_a_host = {"testbed_host_class", "testbed_host_memory_mib", "testbed_host_binds"}
+    of_a_host = {"testbed_host_class", "testbed_host_memory_mib", "testbed_host_binds", "testbed_host_nice"}
     for file in (PROJECT / "inventories" / name).glob("group_vars/*/*.yml"):
         for variable in yaml.safe_load(file.read_text()):
             if any(variable.startswith(f"{role}_") for role in roles):
