@@ -467,7 +467,7 @@ class ModelWorld:
             if self.controller is None:
                 return
             known = self.around.cluster.membership
-            if known is None or known.version != self.manager.version:
+            if not self.manager.silent and (known is None or known.version != self.manager.version):
                 self.around.cluster._take(self.manager.picture())
             before = self.faults.count
             self.clock.settle()

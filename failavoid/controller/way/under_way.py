@@ -48,6 +48,16 @@ class UnderWay:
         self.spare = Spare(evacuation, fleet, around.manager, around.journal, around.limits, around.clock)
         self.reach = Reach(evacuation, around, self.spare)
 
+    def know_cluster(self) -> None:
+        """See to it that hosts, guests and the job are known: a controller that was just started knows nothing of them.
+
+        Raises CancelledEvacuation.
+        """
+        evacuation, around = self.evacuation, self.around
+        around.cluster.wait_until_known(around.clock, around.limits.retry_s, lambda: evacuation.cancel)
+        if around.cluster.membership is None:
+            raise CancelledEvacuation(evacuation.cancel)
+
     def interrupted(self) -> bool:
         """Whether something keeps the evacuation from going on as it was planned."""
         evacuation = self.evacuation
