@@ -82,19 +82,17 @@ class UnderWay:
             raise SpareFailedError(f"the destination could not be prepared: {failures}", dead)
 
     def wait(self, happened: Callable[[], object], until: float = NEVER) -> None:
-        """Wait until ``happened``, at the latest until that time, and keep the lease meanwhile."""
+        """Wait until ``happened``, at the latest until that time, and keep the lease meanwhile.
+
+        Raises SpareFailedError if it was lost.
+        """
         clock, moving = self.around.clock, self.evacuation.state == "MIGRATING"
         while True:
             wake = max(self.spare.renew_at, clock.now() + 1.0) if self.evacuation.lease else NEVER
             if clock.wait(happened, min(until, wake)) or clock.now() >= until:
                 return
-            try:
-                self.spare.keep(guests_move=moving)
-            except SpareFailedError as loss:
-                if not moving:
-                    raise
-                log.error("%s: %s; it is too late to go elsewhere", self.evacuation.id, loss)
-                self.spare.renew_at = NEVER
+            self.spare.keep(guests_move=moving)
+            self.around.news.bump()  # who waits at the gate while that was not known asks again
 
     def start_move(self) -> Move:
         """Start this attempt's playbook, or go on hearing it."""
