@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 SCALE ?= default
+SEQUENCES ?= 6000
 # what ansible-test looks at: what says something about modules and a collection, beside what `make lint` does
 SANITY ?= ansible-doc compile ignores import line-endings runtime-metadata shebang validate-modules
 PYTHON ?= /usr/bin/python3
@@ -96,6 +97,11 @@ test: test-tools ## unit tests, MPI tests, then all tests on one real testbed
 	python -m pytest --numprocesses 2 --dist loadfile tests/unit || status=1; \
 	python -m pytest tests/mpi tests/testbed || status=1; \
 	exit $$status
+
+.PHONY: search
+search: venv ## try SEQUENCES new sequences of events on evacuations (6000), a twentieth as many on the resource manager
+	FAILAVOID_MODEL_EXAMPLES=$(SEQUENCES) python -m pytest --timeout 0 tests/unit/test_evacuation_model.py
+	FAILAVOID_MODEL_EXAMPLES=$$(($(SEQUENCES) / 20)) python -m pytest --timeout 0 tests/unit/test_resource_manager_sequences.py
 
 .PHONY: molecule
 molecule: venv ## each part's scenario on the testbed's hosts: checked, applied twice, looked at from the outside

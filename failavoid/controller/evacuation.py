@@ -34,13 +34,17 @@ class EvacuationRun:
     # -- what others ask -----------------------------------------------------------------------------------
 
     def gate(self, attempt: int) -> Gate:
-        """Return whether guests may move: as soon as that is in the journal, as long as the move is waited for."""
+        """Return whether guests may move: as soon as that is in the journal, as long as the move is waited for.
+
+        And only to a spare that is known to be ours: who asks may have been out of reach for long.
+        """
         evacuation = self.evacuation
         moving = evacuation.state == "MIGRATING" and not self._steps.ending
         over = self._steps.ending or evacuation.state not in (*BEFORE_THE_MOVE, "MIGRATING")
         lost = evacuation.failed_spares.keys() & set(destinations(evacuation))
         mine = attempt == evacuation.attempt and not lost
-        return Gate(evacuation.id, moving and mine and self._way.opened, over or not mine)
+        opened = self._way.opened and self._way.spare.is_ours
+        return Gate(evacuation.id, moving and mine and opened, over or not mine)
 
     def cancel(self, reason: str) -> bool:
         """Ask for the evacuation's end; False if its guests may be moving already, or it has ended.

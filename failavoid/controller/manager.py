@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 
+from failavoid.controller.clock import Clock
 from failavoid.services import Changes, client
 from failavoid.shared.messages import Guest, Host, Job, Lease, LeaseRequest, Membership, Placement, from_dict, to_dict
 
@@ -133,6 +135,18 @@ class Cluster:
             log.warning("the resource manager does not answer: going by its last word")
         assert self.membership is not None
         return self.membership
+
+    def wait_until_known(self, clock: Clock, retry_s: float, interrupted: Callable[[], object] = lambda: False) -> None:
+        """Wait for the first word of the resource manager since this program was started, or until ``interrupted``."""
+
+        def settled() -> object:
+            return self.membership is not None or interrupted()
+
+        while not settled():
+            try:
+                self.refresh()
+            except ManagerError:
+                clock.wait(settled, clock.now() + retry_s)
 
     def _take(self, membership: Membership) -> None:
         with self._changed:

@@ -47,7 +47,7 @@ class Ranks:
     def deadline(self) -> float:
         """When guests must move, ready or not: before the predicted failure, by the time a move takes."""
         evacuation, limits = self._evacuation, self._around.limits
-        noticed = next(step.begun for step in evacuation.steps if step.name == "noticed")
+        noticed = self._steps.first("noticed").begun  # ranks wait since then
         alarm, plan, wait = evacuation.alarm, evacuation.plan, limits.gather_timeout_s
         if alarm is not None and alarm.evidence.predicted_failure_s is not None:
             failure, move = alarm.time + alarm.evidence.predicted_failure_s, 0.0

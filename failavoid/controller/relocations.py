@@ -102,6 +102,7 @@ class Relocations:
     def _move(self, relocation: Relocation) -> list[str]:
         """Move the guests, and see where they are; returns what is wrong, as sentences."""
         around = self._around
+        around.cluster.wait_until_known(around.clock, around.limits.retry_s)
         membership = around.cluster.refresh()
         hosts = {host.name: host for host in membership.hosts}
         moving = {migration.guest for migration in relocation.migrations}

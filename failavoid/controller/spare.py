@@ -50,7 +50,7 @@ class Spare:
         self._limits = limits
         self._clock = clock
         self.renew_at = 0.0  # a lease from before a restart is renewed at once
-        self.is_ours = False  # whether the resource manager has said so since the controller was started
+        self._ours_until = 0.0  # as the resource manager has said since the controller was started
 
     def take(self, guests: list[str], pack: bool) -> list[Placement]:
         """Lease a spare for these guests, with places on it; may be repeated.
@@ -99,11 +99,17 @@ class Spare:
     def _note(self, lease: Lease) -> None:
         """Renew the lease at half its time."""
         self.renew_at = (self._clock.now() + lease.expires) / 2
-        self.is_ours = True
+        self._ours_until = lease.expires
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is known that nobody else has the spare: not after a restart, nor once the lease has run out."""
+        return self._clock.now() < self._ours_until
 
     def keep(self, guests_move: bool) -> None:
         """See to it that the spare stays ours, also after a restart. Raises SpareFailedError if it is lost.
 
+        While the resource manager is silent, `is_ours` says what is known.
         Who was away for longer than the lease may get a new one of the same host: where guests move already, that
         one is as good; before, its places are not those that were planned with.
         """
@@ -117,9 +123,10 @@ class Spare:
             lease = self._manager.lease(request)
         except ManagerError as error:
             if error.refused:
+                self._ours_until = 0.0
                 raise SpareFailedError(f"the lease of {evacuation.spare} was lost: {error}") from error
             self.renew_at = self._clock.now() + self._limits.retry_s
-            return  # who doesn't answer gives the spare to nobody else either
+            return
         lost = lease.id != evacuation.lease
         if lost:
             evacuation.lease = lease.id

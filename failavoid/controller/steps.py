@@ -60,6 +60,10 @@ class Steps:
         wanted = self._name(name)
         return next((step for step in self._evacuation.steps if step.name == wanted), None)
 
+    def first(self, name: str) -> Step:
+        """Return a step as the earliest attempt has begun it that came so far."""
+        return next(step for step in self._evacuation.steps if step.name.split()[0] == name)
+
     def begun(self, name: str) -> bool:
         """Whether a step of the present attempt has begun."""
         return self.find(name) is not None

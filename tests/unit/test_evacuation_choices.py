@@ -117,6 +117,17 @@ def test_a_spare_that_is_about_to_fail_itself_is_given_up_before_the_move(world)
     assert world.where["guest1"] == {"host5": RUNNING}
 
 
+def test_an_attempt_after_one_that_ended_before_its_notice_has_a_deadline(tmp_path):
+    world = make(tmp_path, mode="recommend")
+    evacuation = world.until_state(world.alarm(), "LEASED")
+    assert world.alarm("host4", "alarm-2") is None
+    world.until(lambda: evacuation.spare == "host5")
+    world.ranks_behave()
+    world.controller.confirm(evacuation.id, "ada")
+    ended = world.until_state(evacuation, "RETIRED")
+    assert [step.name for step in ended.steps if "noticed" in step.name] == ["noticed 2"]
+
+
 def test_who_waits_at_an_earlier_attempts_gate_is_sent_home(world):
     evacuation = world.until_state(world.alarm(), "NOTICED")
     with_racks(world, host4="r1")

@@ -1,6 +1,7 @@
 """Warm guests on hosts that a job was not given move to its hosts, by the controller, before the job is ready."""
 
 import threading
+import time
 
 import httpx
 import pytest
@@ -241,6 +242,20 @@ def test_a_restarted_controller_ends_it(world):
     world.stuck = False
     world.begin()
     world.controller.resume()
+    assert ended(world).migrations[0].state == "moved"
+
+
+def test_a_controller_that_is_started_before_the_resource_manager_waits_with_it(world):
+    world.stuck = True
+    begin(world)
+    world.until(lambda: world.playbook_runs == 1)
+    world.crash()
+    world.manager.down, world.stuck = True, False
+    world.begin()
+    world.controller.resume()
+    time.sleep(0.1)
+    assert world.controller.relocations.find("r-1").ended is None
+    world.manager.down = False
     assert ended(world).migrations[0].state == "moved"
 
 

@@ -10,11 +10,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import hypothesis
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from resource_manager_site import KEY, OPERATOR, SERVICE, Site, bearer
+from sequences import tried
 
 from failavoid.resource_manager import background, jobs
 from failavoid.resource_manager.settings import HostSettings, WarmPool
@@ -366,10 +366,4 @@ class Sequences(RuleBasedStateMachine):
 
 
 TestSequences = Sequences.TestCase
-TestSequences.settings = hypothesis.settings(
-    max_examples=40,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-    derandomize=True,
-)
+TestSequences.settings = tried(usually=12, steps=30)

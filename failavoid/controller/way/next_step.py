@@ -20,6 +20,7 @@ def go_on(way: UnderWay) -> None:
         raise FailedEvacuation(way.evacuation.error)
     if way.steps.begun("cancelled"):
         raise CancelledEvacuation(way.evacuation.error)
+    way.know_cluster()
     if begun := way.steps.find("attempt_failed"):
         raise SpareFailedError(begun.detail, way.reach.spare_is_dead())
     checkpoint = way.evacuation.kind == CHECKPOINT

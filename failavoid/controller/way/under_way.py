@@ -48,6 +48,16 @@ class UnderWay:
         self.spare = Spare(evacuation, fleet, around.manager, around.journal, around.limits, around.clock)
         self.reach = Reach(evacuation, around, self.spare)
 
+    def know_cluster(self) -> None:
+        """See to it that hosts, guests and the job are known: a controller that was just started knows nothing of them.
+
+        Raises CancelledEvacuation.
+        """
+        evacuation, around = self.evacuation, self.around
+        around.cluster.wait_until_known(around.clock, around.limits.retry_s, lambda: evacuation.cancel)
+        if around.cluster.membership is None:
+            raise CancelledEvacuation(evacuation.cancel)
+
     def interrupted(self) -> bool:
         """Whether something keeps the evacuation from going on as it was planned."""
         evacuation = self.evacuation
@@ -72,19 +82,17 @@ class UnderWay:
             raise SpareFailedError(f"the destination could not be prepared: {failures}", dead)
 
     def wait(self, happened: Callable[[], object], until: float = NEVER) -> None:
-        """Wait until ``happened``, at the latest until that time, and keep the lease meanwhile."""
+        """Wait until ``happened``, at the latest until that time, and keep the lease meanwhile.
+
+        Raises SpareFailedError if it was lost.
+        """
         clock, moving = self.around.clock, self.evacuation.state == "MIGRATING"
         while True:
             wake = max(self.spare.renew_at, clock.now() + 1.0) if self.evacuation.lease else NEVER
             if clock.wait(happened, min(until, wake)) or clock.now() >= until:
                 return
-            try:
-                self.spare.keep(guests_move=moving)
-            except SpareFailedError as loss:
-                if not moving:
-                    raise
-                log.error("%s: %s; it is too late to go elsewhere", self.evacuation.id, loss)
-                self.spare.renew_at = NEVER
+            self.spare.keep(guests_move=moving)
+            self.around.news.bump()  # who waits at the gate while that was not known asks again
 
     def start_move(self) -> Move:
         """Start this attempt's playbook, or go on hearing it."""

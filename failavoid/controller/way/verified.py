@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from failavoid.controller.fleet import destinations
 from failavoid.controller.moving import Move
@@ -17,7 +18,8 @@ log = logging.getLogger(__name__)
 
 def open_gate(way: UnderWay) -> None:
     """From here on guests move; who asked to cancel before has been heard, who asks later is too late."""
-    way.spare.keep(guests_move=False)
+    way.start_move()
+    _be_sure_of_spare(way, False, lambda: way.interrupted() or way.playbook_ended())
     with way.around.changed:
         way.give_way()
         way.evacuation.state = "MIGRATING"
@@ -32,12 +34,15 @@ def migrate(way: UnderWay) -> None:
     """Have the guests moved, and find out where each of them is, whatever the playbook says."""
     evacuation = way.evacuation
     move = way.start_move()
-    if _may_go_on_moving(way):
+    try:
+        _open_again(way)
         _hear_out(way, move)
         while way.playbook_ended() and not move.has_verified_all() and way.reach.wait_while_cut_off():
             way.move = None  # the moves went on without their playbook: the next one attaches to them
             move = way.start_move()
             _hear_out(way, move)
+    except SpareFailedError as loss:
+        log.error("%s: %s; what still moves is given up", evacuation.id, loss)
     result, unnamed = move.settle()
     _note_preparation(way, result)
     way.steps.done("migrating", None, f"the playbook: {result.status}, {len(unnamed)} guests not named")
@@ -69,25 +74,24 @@ def _hear_out(way: UnderWay, move: Move) -> None:
     way.wait(move.has_said_all)
 
 
-def _may_go_on_moving(way: UnderWay) -> bool:
-    """After a restart: open the gate again, unless the spare was given to somebody else meanwhile.
+def _open_again(way: UnderWay) -> None:
+    """After a restart: open the gate again. Raises SpareFailedError if the spare was given to somebody else."""
+    if not way.opened:
+        _be_sure_of_spare(way, True, way.playbook_ended)
+        way.opened = True
+        way.around.news.bump()
 
-    A resource manager that is silent may have done that before: it is waited for.
+
+def _be_sure_of_spare(way: UnderWay, guests_move: bool, over: Callable[[], object]) -> None:
+    """Wait until the spare is known to be ours, or until ``over``. Raises SpareFailedError if it was lost.
+
+    A resource manager that is silent now may have given it to somebody else before.
     """
-    if way.opened:
-        return True
     while True:
-        try:
-            way.spare.keep(guests_move=True)
-        except SpareFailedError as loss:
-            log.error("%s: %s; what still moves is given up", way.evacuation.id, loss)
-            return False
-        if way.spare.is_ours or way.playbook_ended():
-            break
-        way.around.clock.wait(way.playbook_ended, way.spare.renew_at)
-    way.opened = True
-    way.around.news.bump()
-    return True
+        way.spare.keep(guests_move)
+        if way.spare.is_ours or over():
+            return
+        way.around.clock.wait(over, way.spare.renew_at)
 
 
 def _note_preparation(way: UnderWay, result: PlaybookResult) -> None:
