@@ -71,19 +71,19 @@ def test_a_warm_guest_of_another_host_moves_to_the_hosts_of_the_job_that_takes_i
         assert done.returncode == 0, done.stderr
         job = last_job(services)
         after = {guest.name: guest for guest in services.membership().guests if guest.name in job.guests}
-    assert {(name, guest.uuid) for name, guest in after.items()} == {(n, guest.uuid) for n, guest in before.items()}
-    (host,) = {guest.host for guest in after.values()}
-    (moved,) = [name for name, guest in before.items() if guest.host != host]
-    (relocated,) = [
-        event["detail"]["subject"]
-        for event in controllers_events(services)
-        if (event["detail"].get("act"), event["detail"].get("reason")) == ("relocate", f"for job {job.id}")
-    ]
-    told = from_dict(Relocation, services.controller.get(f"/relocations/{relocated}").json())
-    assert [(m.guest, m.source, m.destination) for m in told.migrations] == [(moved, before[moved].host, host)]
-    assert [(m.state, m.pin_verified, told.error) for m in told.migrations] == [("moved", True, "")]
-    assert set(job.guests) <= set(site.run(host, "virsh", "list", "--name").split())
-    assert moved not in site.run(before[moved].host, "virsh", "list", "--all", "--name").split()
+        assert {(name, guest.uuid) for name, guest in after.items()} == {(n, guest.uuid) for n, guest in before.items()}
+        (host,) = {guest.host for guest in after.values()}
+        (moved,) = [name for name, guest in before.items() if guest.host != host]
+        (relocated,) = [
+            event["detail"]["subject"]
+            for event in controllers_events(services)
+            if (event["detail"].get("act"), event["detail"].get("reason")) == ("relocate", f"for job {job.id}")
+        ]
+        told = from_dict(Relocation, services.controller.get(f"/relocations/{relocated}").json())
+        assert [(m.guest, m.source, m.destination) for m in told.migrations] == [(moved, before[moved].host, host)]
+        assert [(m.state, m.pin_verified, told.error) for m in told.migrations] == [("moved", True, "")]
+        assert set(job.guests) <= set(site.run(host, "virsh", "list", "--name").split())
+        assert moved not in site.run(before[moved].host, "virsh", "list", "--all", "--name").split()
 
 
 def controllers_events(services: Services) -> list[dict[str, Any]]:
