@@ -1,8 +1,8 @@
 """Runs the project's playbooks from a service, in any thread, and returns what the tasks said.
 
 Every run has a private folder of its own, in RAM where there is one, readable by nobody else and removed
-afterwards; only the log stays. A run's return code alone proves nothing (a playbook that matches no host ends
-with 0): callers look into ``host_results`` for the things they asked for.
+afterwards; only the log stays, while it is one of the newest. A run's return code alone proves nothing (a playbook that
+matches no host ends with 0): callers look into ``host_results`` for the things they asked for.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 # How often a run looks whether it was cancelled or has run out of time, in seconds.
 _LOOK_EVERY_S = 0.25
 _FORKS = 32
+LOGS_KEPT = 300  # in a folder; older ones go
 CONNECTIONS_STAY_S = 1800  # SSH connections stay open for the next run
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _TASK_FAILED = ("runner_on_failed", "runner_on_unreachable")
@@ -259,14 +260,26 @@ def _messages(result: dict[str, Any]) -> list[str]:
 
 
 def _keep_log(output: Path, kept: Path) -> Path:
-    """Append a run's output to its log; a run that is repeated under one name keeps its past."""
+    """Append a run's output to its log, and remove the oldest logs beside it.
+
+    A run that is repeated under one name keeps its past.
+    """
     with (
         contextlib.suppress(FileNotFoundError),
         output.open("rb") as source,
         open(kept, "ab", opener=lambda path, flags: os.open(path, flags, 0o640)) as target,
     ):
         shutil.copyfileobj(source, target)
+    for old in sorted(kept.parent.glob("*.log"), key=_written)[:-LOGS_KEPT]:
+        old.unlink(missing_ok=True)
     return kept
+
+
+def _written(path: Path) -> float:
+    """When a file was last written, 0 if another run has just removed it."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 def _kill_playbook(artifacts: str) -> None:

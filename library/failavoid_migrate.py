@@ -148,6 +148,9 @@ migrations:
     remaining:
       description: Bytes that were still to be sent when QEMU was last asked.
       type: int
+    dirty_bps:
+      description: Bytes that the guest wrote to its memory in a second, as QEMU measured it last while memory was sent.
+      type: int
     devices:
       description: The destination's devices that take the place of those that are unplugged for the move.
       type: list

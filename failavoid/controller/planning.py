@@ -3,7 +3,8 @@
 A move sends the guest's memory, then again what was written meanwhile, and so on. With bandwidth B and dirty rate D the
 rounds form a geometric series: memory M takes M / (B - D) (Clark et al., "Live Migration of Virtual Machines",
 NSDI 2005, section 5). Guests that move at the same time share the source's link, so their times add up. Ranks that wait
-at the barrier write next to nothing, while a dirty rate was measured when they ran: the estimate errs to the long side.
+at the barrier write next to nothing, while libvirt measured a dirty rate when they ran: the estimate errs to the long
+side. How many connections memory is sent on is part of the bandwidth that was measured.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class Planner:
             at_risk = [estimate(guest, None, bandwidth) for guest in guests]
             return Plan(host.name, job.id, decision, [f"the job's policy is {policy}"], 0.0, lead_s, bandwidth, at_risk)
         known = self.facts(host.address)
-        planned = [estimate(guest, (known or {}).get(guest.name), bandwidth) for guest in guests]
+        wrote = {m.guest: m.dirty_bps for one in past for m in one.migrations if m.dirty_bps is not None}
+        planned = [estimate(guest, (known or {}).get(guest.name), bandwidth, wrote.get(guest.name)) for guest in guests]
         needed = round(self.policy.overhead_s + sum(one.seconds for one in planned), 2)
         plan = Plan(host.name, job.id, MIGRATE, [], needed, lead_s, bandwidth, planned)
         if self._devices_allow(plan, job, guests, others):
@@ -111,9 +113,12 @@ class Planner:
         return self.policy.bandwidth_bps, "setting bandwidth_bps, nothing was measured yet"
 
 
-def estimate(guest: Guest, facts: GuestFacts | None, bandwidth_bps: float) -> GuestPlan:
-    """Return what one guest's move is expected to take, alone on the link."""
-    dirty = facts.dirty_bps if facts else None
+def estimate(guest: Guest, facts: GuestFacts | None, bandwidth_bps: float, wrote_bps: float | None = None) -> GuestPlan:
+    """Return what one guest's move is expected to take, alone on the link.
+
+    ``wrote_bps`` is what it wrote to its memory while it moved before: it counts where libvirt has measured nothing.
+    """
+    dirty = facts.dirty_bps if facts and facts.dirty_bps is not None else wrote_bps
     left = max(bandwidth_bps - (dirty or 0.0), bandwidth_bps * _LEAST_SHARE)
     seconds = round(guest.memory_kb * 1024 / left, 2)
     declared = [f"pci {device.address}" for device in guest.devices]

@@ -28,7 +28,6 @@ BOOT_S = 900.0
 SECONDS_A_GUEST = 30.0  # on top: many guests share cores while they boot
 LOCKED = "is locked by"  # what a host says of a guest that somebody acts on
 LOCKED_LOOK_S = 5.0
-LOGS = 300
 
 
 class GuestError(Exception):
@@ -152,8 +151,6 @@ class Guests:
         on_event: OnEvent | None = None,
     ) -> PlaybookResult:
         logs = Path(self._settings.state) / "logs"
-        for old in sorted(logs.glob("*.log"), key=lambda path: path.stat().st_mtime)[:-LOGS]:
-            old.unlink(missing_ok=True)
         inventory = Path(self._settings.inventory)
         try:
             return run_playbook(playbook, inventory, variables, ident, logs, timeout, on_event=on_event)

@@ -149,11 +149,13 @@ class Hosts:
         with self._store.view() as state:
             host = state.hosts[name]
             expected = [guest for guest in state.guests_on(name) if guest.state != "lost" or guest.job]
+            coming = sorted(guest for guest, place in state.reserved.items() if place.host == name)
             taken = sum(guest.memory_kb for guest in expected if not guest.hugepage_kb)
             free = placement.room_kb(host, self._settings) - taken
         variables = {
             "restore_host": check_name("host", name),
             "restore_guests": [check_name("guest", guest.name) for guest in expected],
+            "restore_coming": [check_name("guest", guest) for guest in coming],
             "restore_available_kb": int(max(0, free) * self._settings.restore_memory_share),
         }
         troubles = [self._guests.run_on_host("restore.yml", name, variables), self._heard(name)]

@@ -44,7 +44,11 @@ class Manager:
     heartbeats: Heartbeats
 
     def recover(self) -> None:
-        """After a restart: jobs that were being launched are launched on, what ended meanwhile is cleared."""
+        """After a restart: jobs that were being launched are launched on, what ended meanwhile is cleared.
+
+        So are guests that nobody can use: whether warm ones came up was not heard, and their removal may have been cut
+        short. Each host's by itself, for one that does not answer keeps only its own.
+        """
         membership = self.store.membership()
         held = {guest.job for guest in membership.guests}
         for job in membership.jobs:
@@ -53,9 +57,12 @@ class Manager:
                 background.start(f"launch {job.id}", self.jobs.launch, job.id, True)
             elif job.state in ENDED and job.id in held:
                 background.start(f"clear {job.id}", self.jobs.clear, job.id)
-        cut_short = [guest.name for guest in membership.guests if guest.job is None and guest.state == "booting"]
-        if cut_short:  # warm ones: whether they came up was not heard
-            background.start("clear warm guests", self.remove, cut_short)
+        cut_short: dict[str, list[str]] = {}
+        for guest in membership.guests:
+            if guest.job is None and guest.state in ("booting", "lost"):
+                cut_short.setdefault(guest.host, []).append(guest.name)
+        for host, names in cut_short.items():
+            background.start(f"clear {host}", self.remove, names)
 
     def remove(self, names: list[str]) -> None:
         """Remove guests that no job uses; that it fails is logged, and they stay in the picture as lost."""

@@ -576,6 +576,7 @@ class Migration:
     bytes: Optional[int] = None
     memory_bps: Optional[int] = None
     iterations: Optional[int] = None
+    dirty_bps: Optional[int] = None  # bytes that the guest wrote to its memory in a second, meanwhile
     pin_verified: Optional[bool] = None
     error: str = ""
     address: str = ""  # the guest's: its tap on the destination may speak with it

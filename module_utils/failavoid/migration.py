@@ -30,6 +30,9 @@ except ImportError:  # guests.connect says so
 
 RECORDS = Path("/run/failavoid/migrations")
 LIBVIRT_TLS_PORT = 16514
+# The last of QEMU's 49152-49215 is used last: who connects to a port where a guest is expected would be taken for it.
+LAST_MOVE_PORT = 49215
+PAGE = 4096  # bytes, where libvirt does not say it
 POLL_S = 0.05
 WATCH_S = 0.2
 CONNECT_S = 5.0
@@ -89,6 +92,7 @@ def preflight(connection: Any, moves: List[Move], boot_files: Dict[str, List[str
             peer.close()
         if lacking:
             raise GuestError(f"{destination} {'; '.join(lacking)}: nothing is moved")
+        check_way(address)
 
 
 def look_at(address: str) -> Any:
@@ -101,6 +105,22 @@ def look_at(address: str) -> Any:
         raise GuestError(
             f"the host {address} can't be reached from here over {peer_uri(address)} ({error}): "
             f"check that libvirtd runs there, the certificates, and port {LIBVIRT_TLS_PORT}"
+        ) from error
+
+
+def check_way(address: str) -> None:
+    """Check that nothing keeps guests' memory from the host at ``address``, or raise GuestError: firewalls are silent.
+
+    Nobody listens there yet: that the host itself says so is what is wanted.
+    """
+    try:
+        socket.create_connection((address, LAST_MOVE_PORT), timeout=CONNECT_S).close()
+    except ConnectionRefusedError:
+        pass
+    except OSError as error:
+        raise GuestError(
+            f"guests' memory can't be sent to {address}, whose port {LAST_MOVE_PORT} can't be reached from here "
+            f"({error}): TCP 49152-{LAST_MOVE_PORT} must be open between hosts"
         ) from error
 
 
@@ -337,6 +357,8 @@ class _Watcher(threading.Thread):
             with contextlib.suppress(libvirt.libvirtError):
                 job = domain.jobStats()
                 now_sent, remaining = job.get("data_processed", 0), job.get("data_remaining")
+                if job.get("memory_dirty_rate"):  # pages a second; it is not among the figures of a completed move
+                    self._move.dirty_bps = job["memory_dirty_rate"] * job.get("memory_page_size", PAGE)
                 if now_sent > sent:
                     sent, moved_on = now_sent, time.monotonic()
                 if remaining != self._move.remaining:

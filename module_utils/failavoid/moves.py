@@ -45,6 +45,7 @@ class Move:
     memory_bps: Optional[int] = None
     iterations: Optional[int] = None
     remaining: Optional[int] = None  # bytes still to send, while it runs
+    dirty_bps: Optional[int] = None  # bytes that the guest wrote to its memory in a second, when QEMU last looked
     error: str = ""
     devices: List[Dict[str, str]] = field(default_factory=list)
 

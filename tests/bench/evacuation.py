@@ -21,13 +21,13 @@ from typing import Any
 
 from failavoid.demo.observe import Services, connect, wait_until
 from failavoid.demo.site import Site, read_inventory
-from failavoid.shared.messages import Evacuation
+from failavoid.shared.messages import EVACUATION_ENDS, Evacuation
 from tests.bench import starts, together
 from tests.bench.held import emulated, raw_moves, record
 from tests.bench.jobs import barrier_job, remove_idle_guests
 from tests.bench.results import PROJECT, Samples, add, document, each, show, write
 from tests.mpi.installations import HERE, OPENMPI4, Builds
-from tests.testbed.long_job import ENDED, MOVE_S, LongJob
+from tests.testbed.long_job import MOVE_S, LongJob
 from tests.testbed.mpi_program import barriers
 
 ROUNDS = 5
@@ -58,7 +58,7 @@ def evacuate(job: LongJob, guest: str) -> dict[str, float]:
     host = next(known.host for known in job.guests() if known.name == guest)
     ident = job.evacuate(host)
     # seldom asked, since asking takes time of the controller's
-    wait_until(lambda: (told := job.evacuation(ident)) is not None and told.state in ENDED, MOVE_S)
+    wait_until(lambda: (told := job.evacuation(ident)) is not None and told.state in EVACUATION_ENDS, MOVE_S)
     done = job.ended(ident)
     if (done.state, done.error) != ("RETIRED", ""):
         raise RuntimeError(f"{done.id} ended {done.state} ({done.error}): see 'failavoid show {done.id}'")

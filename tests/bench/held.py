@@ -19,10 +19,10 @@ from typing import Any
 from failavoid.demo.observe import wait_until
 from failavoid.demo.site import Site
 from failavoid.shared import domain_xml
-from failavoid.shared.messages import Guest
+from failavoid.shared.messages import EVACUATION_ENDS, Guest
 from tests.bench.results import PROJECT
 from tests.testbed.by_hand import DIRECTORIES
-from tests.testbed.long_job import ENDED, MOVE_S, LongJob
+from tests.testbed.long_job import MOVE_S, LongJob
 
 RECORDS = "/run/failavoid/migrations"
 ARRIVAL_S = 90.0
@@ -45,7 +45,7 @@ def held_moves(job: LongJob, guest: Guest) -> list[float]:
     """The same, tried once: no figures where the guest had not arrived, or the ranks were not held."""
     moves: list[float] = []
     ident = job.evacuate(guest.host)
-    spare = job.until(ident, lambda evacuation: evacuation.state in ("MIGRATING", *ENDED)).spare or ""
+    spare = job.until(ident, lambda evacuation: evacuation.state in ("MIGRATING", *EVACUATION_ENDS)).spare or ""
     if wait_until(lambda: bool(record(job.site, ident, guest.host)), MOVE_S, interval=0.05):
         with controller_stands_still(job.site):
             if wait_until(lambda: has_arrived(job.site, spare, guest.name), ARRIVAL_S, interval=0.1):

@@ -14,9 +14,11 @@ import yaml
 
 from tests.testbed.conftest import PROJECT
 
+pytestmark = pytest.mark.timeout(1800)  # each deploys the testbed several times
+
 PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
 ENVIRONMENT = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-LIMIT_S = 400
+LIMIT_S = 900
 
 
 def command(inventory, *words, playbook="site.yml"):

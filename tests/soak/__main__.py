@@ -1,7 +1,8 @@
 """Fifty evacuations in a row under one MPI job that checks every message: ``make soak``.
 
 Afterwards nothing has grown: processes, open files and memory of services and daemons, taps, state directories, records
-of moves, leases. Writes build/soak/soak.json; exit status 0 if the job's result is right and nothing has leaked.
+of moves, leases. Writes build/soak/soak.json, also where an evacuation has ended the run; exit status 0 if all of them
+went well, the job's result is right and nothing has leaked.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from failavoid.demo.observe import connect, wait_until
-from failavoid.demo.site import Site, read_inventory
+from failavoid.demo.site import CommandError, Site, read_inventory
 from failavoid.shared.migration import KEPT_RECORDS
 from tests.testbed.long_job import LongJob, long_job
 
@@ -56,13 +59,13 @@ def leaks(before: dict[str, Any], after: dict[str, Any], moves: int) -> list[str
     return found
 
 
-def evacuate(job: LongJob, number: int) -> dict[str, Any]:
+def evacuate(job: LongJob) -> dict[str, Any]:
     """One evacuation of the host that the job's first guest is on; raises AssertionError unless all went well."""
     host = job.guests()[0].host
     done = job.ended(job.evacuate(host))
-    assert (done.state, done.error) == ("RETIRED", ""), f"evacuation {number}, {done.id}: {done.state} {done.error}"
+    assert (done.state, done.error) == ("RETIRED", ""), f"{done.id}: {done.state} {done.error}"
     job.restore()
-    assert job.goes_on(), f"the job does not compute on after evacuation {number}"
+    assert job.goes_on(), f"the job does not compute on after {done.id}"
     steps = {step.name: step.done or 0.0 for step in done.steps}
     return {
         "evacuation": done.id,
@@ -82,26 +85,31 @@ def main() -> int:
     site = read_inventory(PROJECT / "inventories" / "testbed")
     services = connect(site)
     rounds: list[dict[str, Any]] = []
-    began = time.monotonic()
+    failure, began = "", time.monotonic()
     with long_job(site, services, hosts=2, guests_per_host=2, memory_mb=288) as job:
         free = job.free()
         before = look(site)
         for number in range(1, count + 1):
-            rounds.append(evacuate(job, number))
+            try:
+                rounds.append(evacuate(job))
+            except (AssertionError, CommandError, httpx.HTTPError) as error:
+                failure = f"evacuation {number}: {error}"
+                break
             print(f"[{time.monotonic() - began:6.0f} s] {number}/{count} {json.dumps(rounds[-1])}", flush=True)
             if number == min(SETTLED, count - 1):
                 before = look(site)
         after = look(site)
-        found = leaks(before, after, count)
+        found = leaks(before, after, len(rounds))
         if not wait_until(lambda: job.free() == free, 30):
             found.append(f"hosts: {free} were free before, {job.free()} are now")
         completed = job.finish() == 0 and job.job.said("RESULT correct")
     result = {
         "evacuations": len(rounds),
+        "failure": failure,
         "result_correct": completed,
         "leaks": found,
-        "released_s": statistics.median(one["released_s"] for one in rounds),
-        "longest_released_s": max(one["released_s"] for one in rounds),
+        "released_s": statistics.median(one["released_s"] for one in rounds) if rounds else None,
+        "longest_released_s": max((one["released_s"] for one in rounds), default=None),
         "wall_s": round(time.monotonic() - began, 1),
         "rounds": rounds,
         "before": before,
@@ -111,9 +119,10 @@ def main() -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(
-        f"{len(rounds)} evacuations, result {'right' if completed else 'NOT right'}, leaks: {found or 'none'}; {path}"
+        f"{len(rounds)} evacuations{f', then {failure}' if failure else ''}, "
+        f"result {'right' if completed else 'NOT right'}, leaks: {found or 'none'}; {path}"
     )
-    return 0 if completed and not found else 1
+    return 0 if completed and not found and not failure else 1
 
 
 if __name__ == "__main__":

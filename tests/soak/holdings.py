@@ -17,8 +17,11 @@ def count(*patterns: str) -> int:
 
 
 def output(*words: str) -> str:
-    """What a program prints."""
-    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    """What a program prints, nothing where it is not installed."""
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def read(path: str) -> str:
@@ -35,7 +38,7 @@ def services() -> dict:
     found = {}
     for unit in (*(f"failavoid-{name}" for name in UNITS), "libvirtd"):
         pid = output("systemctl", "show", "-p", "MainPID", "--value", unit)
-        status = dict(line.split(":", 1) for line in read(f"/proc/{pid}/status").splitlines()) if pid != "0" else {}
+        status = dict(line.split(":", 1) for line in read(f"/proc/{pid}/status").splitlines()) if pid.strip("0") else {}
         if "VmRSS" in status:
             found[unit] = {
                 "memory_kb": int(status["VmRSS"].split()[0]),

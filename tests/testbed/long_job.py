@@ -13,11 +13,10 @@ from failavoid.demo.job import USER, RunningJob, start_job
 from failavoid.demo.observe import Services, wait_until
 from failavoid.demo.scale import Growth, Scale
 from failavoid.demo.site import Site
-from failavoid.shared.messages import Evacuation, Guest, from_dict
+from failavoid.shared.messages import EVACUATION_ENDS, Evacuation, Guest, from_dict
 
-ENDED = ("RETIRED", "CANCELLED", "FAILED")
 HOME = f"/home/{USER}"
-BOOT_S, MOVE_S = 300.0, 240.0
+BOOT_S, MOVE_S, RESTORE_S = 300.0, 240.0, 90.0
 STEADY = Growth(start_mb=20, rate_mb_s=1, limit_mb=24, hold_s=3600)
 
 
@@ -77,7 +76,7 @@ class LongJob:
 
     def ended(self, name: str) -> Evacuation:
         """Wait for an evacuation's end."""
-        return self.until(name, lambda evacuation: evacuation.state in ENDED)
+        return self.until(name, lambda evacuation: evacuation.state in EVACUATION_ENDS)
 
     def places(self) -> dict[str, list[str]]:
         """On which hosts libvirt has each guest of the job, running or not: every host is asked itself."""
@@ -102,14 +101,25 @@ class LongJob:
         return wait_until(answer, 30)
 
     def restore(self) -> None:
-        """Bring every defunct host back into service."""
-        for host in self.services.membership().hosts:
-            if host.pool == "defunct":
-                self.services.restore(host.name)
+        """Bring every marked host back into service; of one that has just come back the agent may not be heard yet."""
+        refusals: dict[str, str] = {}
+
+        def restored() -> bool:
+            refusals.clear()
+            for host in self.services.membership().hosts:
+                if host.marks:
+                    try:
+                        self.services.restore(host.name)
+                    except httpx.HTTPStatusError as error:
+                        refusals[host.name] = error.response.text
+            return not refusals
+
+        assert wait_until(restored, RESTORE_S, interval=2.0), refusals
 
     def free(self) -> int:
-        """How many hosts are free."""
-        return sum(host.pool == "free" for host in self.services.membership().hosts)
+        """How many hosts are free, and held by no lease."""
+        hosts = self.services.membership().hosts
+        return sum(host.pool == "free" and not host.reason.startswith("leased to") for host in hosts)
 
     def finish(self) -> int | None:
         """Let the program come to its end; its exit status.

@@ -10,7 +10,7 @@ import pytest
 
 from failavoid.demo.observe import Services, wait_until
 from failavoid.demo.site import Site
-from failavoid.shared.messages import Evacuation, from_dict
+from failavoid.shared.messages import EVACUATION_ENDS, Evacuation, from_dict
 from tests.testbed.long_job import MOVE_S, LongJob, long_job
 
 WAY = ["alarm", "leased", "noticed", "gathered", "migrating", "verified", "released", "retired"]
@@ -48,7 +48,7 @@ def evacuation(services: Services, name: str) -> Evacuation:
 
 
 def ended(services: Services, name: str) -> Evacuation:
-    assert wait_until(lambda: evacuation(services, name).state in ("RETIRED", "CANCELLED", "FAILED"), MOVE_S)
+    assert wait_until(lambda: evacuation(services, name).state in EVACUATION_ENDS, MOVE_S)
     return evacuation(services, name)
 
 

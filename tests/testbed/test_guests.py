@@ -315,5 +315,10 @@ def test_a_guest_is_removed_with_all_that_the_host_kept_of_it(hand, host, site):
 
     assert hand.play("retire.yml", retire_host=host, retire_reason="a test").failures == []
     assert site.run(host, "cat", "/etc/failavoid/retired") == "a test\n"
-    assert hand.play("restore.yml", restore_host=host).failures == []
+    for name in ("restore-1", "restore-2"):  # as of guests that a host expected when it died
+        expected = json.dumps({"guest": name, "state": "expected", "address": "10.77.3.249"})
+        site.run(host, "sh", "-c", f"mkdir {DIRECTORIES}/{name} && echo '{expected}' >{DIRECTORIES}/{name}/state.json")
+    assert hand.play("restore.yml", restore_host=host, restore_coming=["restore-2"]).failures == []
+    assert site.run(host, "ls", DIRECTORIES).split() == ["restore-2"]
+    hand.clear("restore-2")
     assert site.run(host, "ls", "/etc/failavoid/retired", check=False) == ""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from failavoid.demo.observe import Services, wait_until
 from failavoid.demo.site import Site
-from failavoid.shared.messages import Host
+from failavoid.shared.messages import Host, Relocation, from_dict
 from tests.testbed.test_jobs import HOME, SMALL, last_job, run, start, taken, wait_for
 from tests.testbed.warm_guests import restart, warm, warm_guests
 
@@ -60,6 +61,40 @@ def test_a_job_runs_as_its_user_in_warm_guests_that_nobody_had_to_wait_for(site,
     times = {event["what"]: event["time"] for event in events if event["detail"].get("job") == last_job(services).id}
     print(f"submitted to ready: {times['job ready'] - times['job submitted']:.2f} s")
     assert wait_until(lambda: warm(services) == 2, 300), "no others took their place"
+
+
+def test_a_warm_guest_of_another_host_moves_to_the_hosts_of_the_job_that_takes_it(site, services, program):
+    with warm_guests(site, services, 2, per_host=1, relocate="always"):
+        before = {guest.name: guest for guest in services.membership().guests if guest.state == "warm"}
+        assert len({guest.host for guest in before.values()}) == 2
+        done = run(site, "failavoid", "run", *SMALL, "python3", program)
+        assert done.returncode == 0, done.stderr
+        job = last_job(services)
+        after = {guest.name: guest for guest in services.membership().guests if guest.name in job.guests}
+        assert {(name, guest.uuid) for name, guest in after.items()} == {(n, guest.uuid) for n, guest in before.items()}
+        (host,) = {guest.host for guest in after.values()}
+        (moved,) = [name for name, guest in before.items() if guest.host != host]
+        (relocated,) = [
+            event["detail"]["subject"]
+            for event in controllers_events(services)
+            if (event["detail"].get("act"), event["detail"].get("reason")) == ("relocate", f"for job {job.id}")
+        ]
+        told = from_dict(Relocation, services.controller.get(f"/relocations/{relocated}").json())
+        assert [(m.guest, m.source, m.destination) for m in told.migrations] == [(moved, before[moved].host, host)]
+        assert [(m.state, m.pin_verified, told.error) for m in told.migrations] == [("moved", True, "")]
+        assert set(job.guests) <= set(site.run(host, "virsh", "list", "--name").split())
+        assert moved not in site.run(before[moved].host, "virsh", "list", "--all", "--name").split()
+
+
+def controllers_events(services: Services) -> list[dict[str, Any]]:
+    """The controller's audit log, which comes in parts."""
+    found: list[dict[str, Any]] = []
+    while True:
+        after = found[-1]["number"] if found else 0
+        part = services.controller.get(f"/events?after={after}").json()["events"]
+        if not part:
+            return found
+        found += part
 
 
 def test_a_domain_that_nobody_knows_is_reported_and_keeps_its_host_from_new_work(site, services):

@@ -14,13 +14,14 @@ FILL_S = 300.0
 
 
 @contextlib.contextmanager
-def warm_guests(site: Site, services: Services, count: int) -> Iterator[None]:
-    """So many warm guests of 288 MiB on one host, and no others."""
+def warm_guests(site: Site, services: Services, count: int, per_host: int = 0, relocate: str = "kvm") -> Iterator[None]:
+    """So many warm guests of 288 MiB and no others, all on one host or so many ``per_host``."""
     kept = site.run(site.head, "cat", SETTINGS)
-    pool = json.dumps([{"guests": count, "per_host": count, "memory_kb": 288 * 1024}])
-    lines = [line for line in kept.splitlines() if not line.startswith("warm_pools:")]
+    pool = {"guests": count, "per_host": per_host or count, "memory_kb": 288 * 1024}
+    changed = {"warm_pools": [pool], "relocate_warm": relocate}
+    lines = [line for line in kept.splitlines() if line.partition(":")[0] not in changed]
     try:
-        write(site, "\n".join([*lines, f"warm_pools: {pool}"]) + "\n")
+        write(site, "\n".join([*lines, *(f"{name}: {json.dumps(value)}" for name, value in changed.items())]) + "\n")
         for guest in services.membership().guests:
             services.resource_manager.delete(f"/guests/{guest.name}", timeout=120)
         assert wait_until(lambda: warm(services) == count, FILL_S), "no warm guests"

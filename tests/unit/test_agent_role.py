@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,60 @@ def test_what_is_removed_is_all_that_was_installed(install, tmp_path):
     assert "failed=0" in first.stdout
     assert not [path for path in tmp_path.rglob("*") if not path.is_dir()]
     assert "changed=0" in second.stdout
+
+
+# The agent's part, with no other capabilities than its unit leaves it: it makes the page of a job, sees its ranks, and
+# removes it all.
+AGENT = """
+import shutil, sys
+from failavoid.shared.page import PageWriter, Posted, live_slots
+folder = sys.argv[1]
+PageWriter(folder, (1234, 2345)).post(Posted(1, 1, ("host5",), 0, 0, "checkpoint"))
+print("made", flush=True)
+for _ in sys.stdin:
+    print(len(live_slots(folder)), flush=True)
+shutil.rmtree(folder)
+"""
+RANK = """
+import os, sys
+from failavoid.shared.page import Page, Slot
+os.setgroups([])
+os.setgid(2345)
+os.setuid(1234)
+slot = Slot(sys.argv[1])
+slot.checkpointed(Page(sys.argv[1]).epoch)
+print("there", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_agents_unit_leaves_it_what_ranks_on_the_host_need():
+    unit = (PROJECT / "roles/agent/templates/failavoid-agent.service.j2").read_text()
+    (left,) = [line for line in unit.splitlines() if line.startswith("CapabilityBoundingSet=")]
+    names = left.partition("=")[2].lower().replace("cap_", "+").split()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as shared:  # the job's user gets in there
+        Path(shared).chmod(0o755)
+        folder = Path(shared, "jobs", "bare-1")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": PROJECT}
+        confined = ["setpriv", f"--bounding-set=-all,{','.join(names)}"]
+        agent = subprocess.Popen([*confined, sys.executable, "-c", AGENT, folder], **pipes)
+        assert agent.stdout.readline() == "made\n"
+        rank = subprocess.Popen([sys.executable, "-c", RANK, folder], **pipes)
+        assert rank.stdout.readline() == "there\n"
+
+        def ranks_seen():
+            agent.stdin.write("look\n")
+            agent.stdin.flush()
+            return agent.stdout.readline()
+
+        assert ranks_seen() == "1\n"
+        rank.kill()
+        rank.communicate()
+        assert ranks_seen() == "0\n"
+        assert list((folder / "slots").iterdir()) == []
+        agent.communicate()
+        assert agent.returncode == 0
+        assert not folder.exists()
 
 
 def test_the_agents_unit_keeps_the_hosts_own_proc():

@@ -23,6 +23,7 @@ def world(tmp_path, monkeypatch):
     world.devices["g1"] = [HERE]
     monkeypatch.setattr(guests, "connect", lambda: Connection(world, "host01"))
     monkeypatch.setattr(migration, "look_at", lambda address: Connection(world, address))
+    monkeypatch.setattr(migration, "check_way", lambda _address: None)
     monkeypatch.setattr(migration, "RECORDS", tmp_path / "migrations")
     monkeypatch.setattr(migration, "WATCH_S", 0.01)
     monkeypatch.setattr(devices, "LOOK_S", 0.01)

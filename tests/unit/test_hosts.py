@@ -120,10 +120,21 @@ def test_a_drained_host_returns_with_its_guests_on_it(site):
         {
             "restore_host": "host1",
             "restore_guests": job.guests,
+            "restore_coming": [],
             "restore_available_kb": int((2048 - 256 - 2 * 256) * 1024 * 0.8),
         }
     ]
     assert site.job(job.id).state == "ready"
+
+
+def test_what_a_host_keeps_of_guests_that_are_on_their_way_to_it_is_kept_when_it_returns(site):
+    job = site.ready(hosts=1)
+    spare = site.post("/leases", {"evacuation": "e-1"}).json()["host"]
+    site.post("/placements", {"guests": job.guests, "host": spare})
+    site.post(f"/hosts/{spare}/drain", {}, OPERATOR)
+    assert restore(site, spare).status_code == 200
+    (asked,) = site.played("restore.yml")
+    assert (asked["restore_guests"], asked["restore_coming"]) == ([], job.guests)
 
 
 def test_a_mark_that_comes_during_the_checks_stays(site, monkeypatch):

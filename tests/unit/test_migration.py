@@ -1,17 +1,19 @@
 """What a move comes to: decided from both ends, bounded, once only, whoever asks, whoever dies."""
 
+import errno
 import json
 import os
 import signal
 import threading
 import time
 import xml.etree.ElementTree as ET
+from unittest.mock import Mock
 
 import libvirt
 import pytest
 
 from failavoid.shared import guest_state, guests, migration, moves, taps
-from tests.unit.migration_world import PAUSED, RUNNING, Connection, World, error
+from tests.unit.migration_world import PAUSED, RUNNING, Connection, Domain, World, error
 
 THERE = "10.77.1.5"
 
@@ -28,6 +30,7 @@ def world(tmp_path, monkeypatch):
 
     monkeypatch.setattr(guests, "connect", lambda: Connection(world, "host01"))
     monkeypatch.setattr(migration, "look_at", look_at)
+    monkeypatch.setattr(migration, "check_way", lambda _address: None)
     monkeypatch.setattr(migration, "RECORDS", tmp_path / "migrations")
     monkeypatch.setattr(migration, "WATCH_S", 0.01)
     monkeypatch.setattr(guest_state, "GUESTS", tmp_path / "guests")
@@ -55,6 +58,26 @@ def test_a_guest_that_runs_there_and_is_not_here_has_moved(world):
     assert (move.state, move.error) == ("moved", "")
     assert (move.downtime_ms, move.bytes, move.elapsed_s, move.iterations) == (20, 5000, 0.8, 3)
     assert not guest_state.directory("g1").exists()
+
+
+def test_how_fast_a_guest_writes_to_its_memory_is_noted_while_it_moves(world):
+    world.job |= {"memory_dirty_rate": 250, "memory_page_size": 4096}
+    looked = threading.Event()
+    stats = Domain.jobStats
+
+    def arrives(guest):
+        assert looked.wait(20)
+        world.arrives(guest)
+
+    def seen(domain, flags=0):
+        looked.set()
+        return stats(domain, flags)
+
+    world.move = arrives
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Domain, "jobStats", seen)
+        (move,) = moved(world)
+    assert move.dirty_bps == 250 * 4096
 
 
 def test_an_emulated_guest_stands_still_while_it_moves_because_emulation_misses_what_it_writes(world):
@@ -358,6 +381,15 @@ def test_what_can_be_known_before_is_checked_before(world):
 def test_a_host_that_does_not_answer_is_named_with_what_to_check():
     with pytest.raises(guests.GuestError, match=r"127\.0\.0\.2 can't be reached .*libvirtd.*certificates.*port 16514"):
         migration.look_at("127.0.0.2")
+
+
+def test_a_firewall_between_hosts_is_seen_before_memory_is_sent(world, monkeypatch):
+    monkeypatch.undo()
+    migration.check_way("127.0.0.2")  # nobody listens: nothing is in the way
+    for trouble in (TimeoutError("timed out"), OSError(errno.EHOSTUNREACH, "No route to host")):
+        monkeypatch.setattr(migration.socket, "create_connection", Mock(side_effect=trouble))
+        with pytest.raises(guests.GuestError, match=r"port 49215 can't be reached .*49152-49215 must be open"):
+            migration.check_way(THERE)
 
 
 def test_the_record_can_be_read_by_root_alone_and_whole_at_any_time(world):

@@ -39,6 +39,17 @@ def test_a_guest_that_writes_to_its_memory_takes_longer_and_still_ends():
     assert estimate(GUESTS[0], GuestFacts([], 4096 * MIB), 1024 * MIB).seconds == 10.0
 
 
+def test_what_a_guest_wrote_while_it_moved_before_counts_where_libvirt_has_measured_nothing():
+    def before(dirty_bps):
+        moves = [Migration(GUESTS[0].name, "a", "b", [0], 0, "moved", dirty_bps=dirty_bps)]
+        return Evacuation("e", "a", "j", "RETIRED", migrations=moves)
+
+    past = [before(int(256 * MIB)), before(int(512 * MIB)), before(None)]
+    assert [guest.dirty_bps for guest in plan(facts={}, past=past).guests] == [512 * MIB, None]
+    measured = {GUESTS[0].name: GuestFacts([], 128 * MIB)}
+    assert plan(facts=measured, past=past).guests[0].dirty_bps == 128 * MIB
+
+
 def test_bandwidth_is_what_earlier_evacuations_reached():
     def moved(*seconds):
         moves = [Migration("g", "a", "b", [0], 0, "moved", s, bytes=int(512 * MIB)) for s in seconds]

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from failavoid import playbook_runner
 from failavoid.playbook_runner import project_folder, run_playbook
 
 INVENTORY = """
@@ -112,6 +113,16 @@ def test_only_the_log_stays(run, tmp_path):
     assert result.log == tmp_path / "log" / "run-1.log"
     assert result.log.read_text().count("TASK [Say]") == 2  # a repeated run keeps its past
     assert not result.log.stat().st_mode & stat.S_IRWXO
+
+
+def test_of_many_logs_the_newest_stay(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(playbook_runner, "LOGS_KEPT", 2)
+    (tmp_path / "log").mkdir()
+    for age, name in enumerate(("newer", "older", "oldest")):
+        (tmp_path / "log" / f"{name}.log").touch()
+        os.utime(tmp_path / "log" / f"{name}.log", (1000 - age, 1000 - age))
+    run(play(SAY), {"word": "hello"})
+    assert sorted(path.name for path in (tmp_path / "log").glob("*.log")) == ["newer.log", "run-1.log"]
 
 
 def test_secrets_are_on_no_command_line_and_in_no_file_that_others_can_read(run, tmp_path):

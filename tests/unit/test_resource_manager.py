@@ -13,7 +13,7 @@ import pytest
 from resource_manager_site import KEY, OPERATOR, PATIENCE_S, SECRET, SERVICE, USER, Site, bearer
 
 from failavoid.playbook_runner import PlaybookResult
-from failavoid.resource_manager import guests, leases
+from failavoid.resource_manager import background, guests, leases
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.store import Store
 from failavoid.resource_manager.watch import Watch
@@ -360,8 +360,8 @@ def test_guests_that_share_a_core_are_a_warning_of_their_host(site):
 # -- leases ------------------------------------------------------------------------------------------------------
 
 
-def lease(site, evacuation="e-1"):
-    answer = site.post("/leases", {"evacuation": evacuation})
+def lease(site, evacuation="e-1", host=""):
+    answer = site.post("/leases", {"evacuation": evacuation, "host": host})
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -710,6 +710,27 @@ def test_a_job_that_ended_while_launching_is_cleared_after_a_crash(site):
     site.manager.recover()
     site.until(lambda: site.pools()["host1"] == "free", "the host is not free")
     assert site.guests() == {}
+
+
+def test_a_removal_that_a_crash_cut_short_is_done_after_it_on_each_host_that_answers(site, monkeypatch):
+    site.end(site.ready(hosts=2, guests_per_host=1).id)
+    monkeypatch.setattr(background, "start", lambda *_words: None)  # killed before it came to that
+    lease(site, "e-1", "host1")
+    lease(site, "e-2", "host2")
+    monkeypatch.undo()
+    play = site.play
+
+    def without_host1(playbook, inventory, variables, *words, **named):
+        if any(guest["host"] == "host1" for guest in variables.get("remove_guests", [])):
+            return PlaybookResult(2, "failed", Path(), {}, ["host1 does not answer"])
+        return play(playbook, inventory, variables, *words, **named)
+
+    monkeypatch.setattr(guests, "run_playbook", without_host1)
+    site.start()
+    site.manager.recover()
+    site.until(lambda: not site.running["10.0.0.2"], "a guest that was given up still runs on the spare")
+    site.until(lambda: [guest.host for guest in site.guests().values()] == ["host1"], "it is still known")
+    assert {guest.state for guest in site.guests().values()} == {"lost"}
 
 
 CHANGES_FOR_EVER = """
