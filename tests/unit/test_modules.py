@@ -194,6 +194,9 @@ def test_failavoid_certificates_returns_what_it_documents_and_issues_once(tmp_pa
     given = {"state": "issued", "authority": str(tmp_path), "hosts": [{"name": "host01", "address": "10.77.1.1"}]}
     results = [run(module, check=check, **given) for check in (True, False, False, True)]
     assert [ended.result["changed"] for ended in results] == [True, True, False, False]
+    given["hosts"] = [{"name": "host01", "address": "10.77.1.2"}]
+    results += [run(module, check=check, **given) for check in (True, False, True)]
+    assert [ended.result["changed"] for ended in results[4:]] == [True, True, False]
     for ended in results:
         assert_returns_what_it_documents("failavoid_certificates", ended)
 
