@@ -133,11 +133,14 @@ def test_started_again_nothing_changes(hand, host):
     assert [one["pin_verified"] for one in task["guests"]] == [True, True]
 
 
-def test_a_running_guest_is_not_taken_for_another_definition(hand, host):
+def test_a_running_guest_is_not_taken_for_another_definition_and_check_mode_says_so_too(hand, host, site):
     refused = hand.play("launch.yml", launch_guests=[{**hand.guests[ONE], "host": host, "memory_kb": 300000}])
     (words,) = refused.failures
     assert "memory 262144 KiB instead of 300000 KiB" in words
     assert "remove it first" in words
+    other = {**hand.guests[ONE], "memory_kb": 300000}
+    checked = adhoc(site, host, "failavoid_guest", check=True, guests=[other])
+    assert "memory 262144 KiB instead of 300000 KiB" in checked["msg"]
 
 
 def test_check_mode_says_what_would_be_done_and_does_nothing(hand, host, site):
