@@ -52,7 +52,7 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Says whether something would be issued or installed.
+    description: Says whether something would be issued or installed. What would be issued is not returned.
   diff_mode:
     support: none
     description: Keys are not shown.
@@ -136,16 +136,22 @@ def authority(folder: Path) -> bool:
 
     One of this module's own is renewed with its key before it ends: what it has signed stays good.
     """
+    if stays(folder):
+        return False
     certificate, key = folder / "ca-cert.pem", folder / "ca-key.pem"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     if not certificate.exists():
         private_key(key)
-    elif not _ends_soon(certificate) or not _is_own(certificate):
-        return False
     with _template(folder, [f'cn = "{OWN_NAME}"', "ca", "cert_signing_key"]) as file:
         certtool("--generate-self-signed", f"--load-privkey={key}", f"--template={file}", f"--outfile={certificate}")
     return True
+
+
+def stays(folder: Path) -> bool:
+    """Whether there is an authority that this module does not renew now: it does not end soon, or is the site's own."""
+    certificate = folder / "ca-cert.pem"
+    return certificate.exists() and (not _ends_soon(certificate) or not _is_own(certificate))
 
 
 def trouble_with(authority: Path) -> str:
@@ -164,10 +170,9 @@ def issue(folder: Path, name: str, addresses: List[str]) -> bool:
 
     They are made anew when the names change, before they end, and when the authority is another.
     """
-    key, certificate, told = (folder / f"{name}-{what}" for what in ("key.pem", "cert.pem", "address"))
-    wanted = "\n".join(addresses)
-    if certificate.exists() and told.exists() and told.read_text() == wanted and _holds(certificate, folder):
+    if holds(folder, name, addresses):
         return False
+    key, certificate, told = (folder / f"{name}-{what}" for what in ("key.pem", "cert.pem", "address"))
     told.unlink(missing_ok=True)  # or a key without its certificate would pass for a pair, were this cut short
     private_key(key)
     names = [f'cn = "{name}"', f'dns_name = "{name}"', *(f'{_kind(address)} = "{address}"' for address in addresses)]
@@ -180,8 +185,20 @@ def issue(folder: Path, name: str, addresses: List[str]) -> bool:
             f"--template={file}",
             f"--outfile={certificate}",
         )
-    told.write_text(wanted)
+    told.write_text("\n".join(addresses))
     return True
+
+
+def holds(folder: Path, name: str, addresses: List[str]) -> bool:
+    """Whether a host's certificate is there, has these addresses, is the authority's and does not end soon."""
+    certificate, told = folder / f"{name}-cert.pem", folder / f"{name}-address"
+    if not certificate.exists() or not told.exists() or told.read_text() != "\n".join(addresses):
+        return False
+    try:
+        certtool("--verify", f"--load-ca-certificate={folder / 'ca-cert.pem'}", f"--infile={certificate}")
+    except CertificateError:
+        return False
+    return not _ends_soon(certificate)
 
 
 def _kind(address: str) -> str:
@@ -191,15 +208,6 @@ def _kind(address: str) -> str:
     except ValueError:
         return "dns_name"
     return "ip_address"
-
-
-def _holds(certificate: Path, folder: Path) -> bool:
-    """Whether the authority in ``folder`` has signed a certificate that does not end soon."""
-    try:
-        certtool("--verify", f"--load-ca-certificate={folder / 'ca-cert.pem'}", f"--infile={certificate}")
-    except CertificateError:
-        return False
-    return not _ends_soon(certificate)
 
 
 def _ends_soon(certificate: Path) -> bool:
@@ -304,24 +312,26 @@ def main() -> None:
             wanted = places(files, params["qemu"], existing(params["group"]), params["service_user"])
             module.exit_json(changed=any([install(*place, check=module.check_mode) for place in wanted]))
         folder = Path(params["authority"])
-        if module.check_mode:
-            lacking = [host for host in params["hosts"] if not (folder / f"{host['name']}-cert.pem").exists()]
-            module.exit_json(changed=bool(lacking), certificates={})
+        hosts = {
+            host["name"]: list(dict.fromkeys([host["address"], *host.get("alternatives", [])]))
+            for host in params["hosts"]
+        }
+        if module.check_mode and not (stays(folder) and all(holds(folder, *host) for host in hosts.items())):
+            module.exit_json(changed=True, certificates={})
         changed = authority(folder)
         if trouble := trouble_with(folder / "ca-cert.pem"):
             module.warn(trouble)
-        for host in params["hosts"]:
-            addresses = [host["address"], *host.get("alternatives", [])]
-            changed = issue(folder, host["name"], list(dict.fromkeys(addresses))) or changed
+        for name, addresses in hosts.items():
+            changed = issue(folder, name, addresses) or changed
         certificates = {
-            host["name"]: json.dumps(
+            name: json.dumps(
                 {
                     "authority": (folder / "ca-cert.pem").read_text(),
-                    "certificate": (folder / f"{host['name']}-cert.pem").read_text(),
-                    "key": (folder / f"{host['name']}-key.pem").read_text(),
+                    "certificate": (folder / f"{name}-cert.pem").read_text(),
+                    "key": (folder / f"{name}-key.pem").read_text(),
                 }
             )
-            for host in params["hosts"]
+            for name in hosts
         }
     except CertificateError as error:
         module.fail_json(msg=str(error))

@@ -221,26 +221,34 @@ def check_guests(state: str, guests: List[Dict[str, Any]]) -> None:
             raise guests_here.GuestError(f"guest {guest['name']}: {', '.join(missing)} not given for state {state}")
 
 
+def host_settings(params: Dict[str, Any]) -> HostSettings:
+    """How guests are made here. Raises GuestError."""
+    chosen = params["domain_type"]
+    return HostSettings(
+        domain_type=domain_type_of_host() if chosen == "auto" else chosen,
+        bridge=params["bridge"],
+        machine=params["machine"],
+        cpu_model=params["cpu_model"],
+        translation_cache_mib=params["translation_cache_mib"],
+    )
+
+
+def specification(guest: Dict[str, Any], identities: Dict[str, Any]) -> GuestSpec:
+    """What is wanted of a guest, without what is not for its host."""
+    known = set(GuestSpec.__dataclass_fields__)
+    wanted = {key: value for key, value in guest.items() if key in known}
+    return GuestSpec(**wanted, identity=identities.get(guest["name"], {}))
+
+
 def act(params: Dict[str, Any], connection: Any) -> Callable[[Dict[str, Any]], Dict[str, Any]]:
     """What is done with one guest, by the wanted state."""
     state = params["state"]
     if state == "present":
-        chosen = params["domain_type"]
-        host = HostSettings(
-            domain_type=domain_type_of_host() if chosen == "auto" else chosen,
-            bridge=params["bridge"],
-            machine=params["machine"],
-            cpu_model=params["cpu_model"],
-            translation_cache_mib=params["translation_cache_mib"],
-        )
-        known = set(GuestSpec.__dataclass_fields__)
+        host = host_settings(params)
         identities = json.loads(params["identities"])
         return lambda guest: guests_here.start(
             connection,
-            GuestSpec(
-                **{key: value for key, value in guest.items() if key in known},
-                identity=identities.get(guest["name"], {}),
-            ),
+            specification(guest, identities),
             host,
             params["oom_score_adj"],
             boot_limit(params["boot_timeout"], host.domain_type, params["guests"]),
@@ -278,11 +286,15 @@ def boot_limit(seconds: float, domain_type: str, guests: List[Dict[str, Any]]) -
     return seconds * (EMULATION if domain_type == "qemu" else 1) * sharing
 
 
+def would_start(params: Dict[str, Any], connection: Any) -> bool:
+    """Whether a guest would be started. Raises GuestError if one that runs would be refused."""
+    host = host_settings(params)
+    return any([guests_here.would_start(connection, specification(guest, {}), host) for guest in params["guests"]])
+
+
 def would_change(state: str, name: str, before: Dict[str, Dict[str, Any]]) -> bool:
-    """What check mode says of one guest."""
+    """What check mode says of one guest, for the other states."""
     here = before.get(name)
-    if state == "present":
-        return not (here and here["running"])
     if state in ("absent", "unexpected"):
         return here is not None
     if state == "arrived":
@@ -333,9 +345,10 @@ def main() -> None:
             module.exit_json(changed=False, guests=list(before.values()), begun=begun, done=time.time())
         names = [guest["name"] for guest in guests]
         if module.check_mode:
-            changed = any(would_change(state, name, before) for name in names)
             module.exit_json(
-                changed=changed,
+                changed=would_start(params, connection)
+                if state == "present"
+                else any(would_change(state, name, before) for name in names),
                 guests=[{"guest": name, "state": state} for name in names],
                 boot_files=guests_here.boot_files(),
                 begun=begun,

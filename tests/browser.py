@@ -64,3 +64,11 @@ def picture(page: Page, name: str) -> None:
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     PICTURES.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=PICTURES / f"{name}.png")
+
+
+def pictures(page: Page, name: str) -> None:
+    """The same on light and on dark paper."""
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        picture(page, name if scheme == "light" else f"{name}-{scheme}")
+    page.emulate_media(color_scheme="light")

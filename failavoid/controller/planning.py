@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from failavoid.controller.libvirt_view import GuestFacts
 from failavoid.controller.limits import Policy
 from failavoid.shared.messages import Alarm, Evacuation, Guest, GuestPlan, Host, Job, Plan
+from failavoid.shared.words import plural
 
 MIGRATE, CHECKPOINT, NOTHING, OFF = "migrate", "checkpoint", "nothing helps", "off"
 _LATEST_MOVES = 10
@@ -63,7 +64,7 @@ class Planner:
         if self._devices_allow(plan, job, guests, others):
             self._decide(plan)
         size = sum(guest.memory_kb for guest in guests) / 1024
-        plan.reasons.append(f"{len(guests)} guests of {size:.0f} MiB at {bandwidth / 2**20:.0f} MiB/s ({source})")
+        plan.reasons.append(f"{plural(len(guests), 'guest')} of {size:.0f} MiB at {bandwidth / 2**20:.0f} MiB/s ({source})")
         if known is None:
             plan.reasons.append(f"libvirt on {host.name} does not answer: what else is passed through is not known")
         return plan
@@ -109,7 +110,7 @@ class Planner:
         """Return bytes a second from host to host, and where that comes from."""
         measured = [rate for rate in map(_throughput, past) if rate][-_LATEST_MOVES:]
         if measured:
-            return statistics.median(measured), f"measured in {len(measured)} evacuations"
+            return statistics.median(measured), f"measured in {plural(len(measured), 'evacuation')}"
         return self.policy.bandwidth_bps, "setting bandwidth_bps, nothing was measured yet"
 
 

@@ -17,6 +17,7 @@ from failavoid.demo.record import Record
 from failavoid.demo.report import DANGER, FAILURE, accepted, alarm_of, evacuation_of, step_of
 from failavoid.demo.runs import Run
 from failavoid.shared.messages import Alarm, Evacuation
+from failavoid.shared.words import plural
 
 WIDE, NARROW = 1120, 400
 TAIL = 12  # lines of a program's output that are shown
@@ -125,11 +126,6 @@ def paper_ceiling(alarm: Alarm) -> str:
         f"Among {hosts} hosts none can be more than {highest:.2f} standard deviations above their mean, for its own "
         f"value is part of both. Rule paper asks for {sigma:g}, so here it stays silent."
     )
-
-
-def plural(number: int, word: str) -> str:
-    """A number with its word: 1 guest, 2 guests, no guests."""
-    return f"{number or 'no'} {word}{'' if number == 1 else 's'}"
 
 
 def headline(cards: dict[str, Card]) -> str:

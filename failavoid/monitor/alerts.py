@@ -15,6 +15,7 @@ import httpx
 
 from failavoid.monitor.settings import AlertSettings
 from failavoid.shared.messages import EVACUATION_ENDS, Alarm, Finding, Membership
+from failavoid.shared.words import plural
 
 log = logging.getLogger(__name__)
 LOOK_S = 1.0
@@ -66,7 +67,7 @@ def holding(seen: Seen) -> dict[str, Alert]:
         steps = one["steps"]
         ended = max((step["done"] or step["begun"] for step in steps), default=0.0)
         if one["state"] in EVACUATION_ENDS and ended >= seen.since:
-            went = f"{len(one['migrations'])} guests to {one['spare']}" if one["spare"] else "no guest moved"
+            went = f"{plural(len(one['migrations']), 'guest')} to {one['spare']}" if one["spare"] else "no guest moved"
             text = f"evacuation {one['id']} of job {one['job']}: {went}" + (f"; {one['error']}" if one["error"] else "")
             found[f"evacuation {one['id']}"] = Alert(
                 "evacuation", ended, f"{one['host']}: {one['state']}", text, f"#/evacuation/{one['id']}"
@@ -78,7 +79,7 @@ def holding(seen: Seen) -> dict[str, Alert]:
             )
     running = [job.id for job in seen.membership.jobs if job.state == "running"]
     if running and not any(host.pool == "free" for host in seen.membership.hosts):
-        text = f"while {len(running)} job(s) run: the next host that is about to fail can't be left for a spare"
+        text = f"while {plural(len(running), 'job')} run: the next host that is about to fail can't be left for a spare"
         found["no-spare"] = Alert("no-spare", seen.now, "no spare is left", text, "#/")
     return found
 

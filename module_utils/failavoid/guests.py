@@ -125,6 +125,14 @@ def _create(connection: Any, spec: domain_xml.GuestSpec, xml: str, path: Path, o
     )
 
 
+def would_start(connection: Any, spec: domain_xml.GuestSpec, host: domain_xml.HostSettings) -> bool:
+    """Whether `start` would start this guest: it is not here. Raises GuestError where `start` would refuse it."""
+    present = find(connection, spec.name)
+    if present is not None:
+        _check_same(present, spec, domain_xml.guest_xml(spec, host, str(guest_state.directory(spec.name))))
+    return present is None
+
+
 def _check_same(present: Any, spec: domain_xml.GuestSpec, xml: str) -> None:
     """Refuse a guest that is here under that name but is not the one described. Raises GuestError."""
     if present.UUIDString() != spec.uuid:

@@ -60,6 +60,7 @@ def whole(inventory):
         ["--tags", "resource_manager"],
         ["--tags", "agent"],
         ["--tags", "hypervisor,guest,agent", "--limit", "host01"],
+        ["--extra-vars", "site_serial=2"],
     ],
 )
 def test_a_part_of_what_is_deployed_is_deployed_again_without_a_change(inventory, site, words):
@@ -71,12 +72,10 @@ def test_a_part_of_what_is_deployed_is_deployed_again_without_a_change(inventory
     assert after == before
 
 
-def test_a_run_that_was_killed_is_continued_by_the_next(whole, site):
-    host = site.groups["hypervisor"][0]
-    site.run(host, "systemctl", "stop", "failavoid-agent")
-    site.run(host, "rm", "-rf", "/opt/failavoid/lib/.agent-digest", "/etc/systemd/system/failavoid-agent.service")
+def kill_at(inventory, line):
+    """Deploy until Ansible says that line, and kill it then."""
     with subprocess.Popen(
-        command(whole),
+        command(inventory),
         cwd=PROJECT,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -85,14 +84,37 @@ def test_a_run_that_was_killed_is_continued_by_the_next(whole, site):
         start_new_session=True,
     ) as run:
         assert run.stdout is not None
-        for line in run.stdout:
-            if line.startswith("TASK [agent : Write the agent's settings]"):
+        for said in run.stdout:
+            if said.startswith(line):
                 os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode == -signal.SIGKILL
+
+
+def test_a_run_that_was_killed_is_continued_by_the_next(whole, site):
+    host = site.groups["hypervisor"][0]
+    site.run(host, "systemctl", "stop", "failavoid-agent")
+    site.run(host, "rm", "-rf", "/opt/failavoid/lib/.agent-digest", "/etc/systemd/system/failavoid-agent.service")
+    kill_at(whole, "TASK [agent : Write the agent's settings]")
     done = deploy(whole)
     assert done.returncode == 0, done.stdout[-3000:]
     assert changed(done) == [host]
     assert site.run(host, "systemctl", "is-active", "failavoid-agent").strip() == "active"
+
+
+def test_libvirt_takes_up_what_a_run_wrote_that_was_killed_before_it_restarted_it(whole, site):
+    host = site.groups["hypervisor"][0]
+    settings = "/etc/systemd/system/libvirtd-tls.socket.d/failavoid.conf"
+    site.run(host, "sh", "-c", f"echo '# of another time' >>{settings}")
+    kill_at(whole, "RUNNING HANDLER [hypervisor : Stop libvirt's daemon]")
+    # as if it had been killed a moment later, with libvirt stopped and its socket not yet started again
+    site.run(host, "systemctl", "stop", "libvirtd-tls.socket", "libvirtd.service")
+    done = deploy(whole)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert changed(done) == [host]
+    address = site.hosts[host]["ansible_host"]
+    assert f"{address}:16514" in site.run(host, "ss", "-Hltn").split()
+    assert "of another time" not in site.run(host, "cat", settings)
+    assert changed(deploy(whole)) == []
 
 
 def test_what_an_interrupted_run_wrote_and_restarted_nothing_for_is_taken_up_by_the_next(whole, site):
@@ -114,19 +136,35 @@ def test_what_an_interrupted_run_wrote_and_restarted_nothing_for_is_taken_up_by_
     assert changed(deploy(whole)) == []
 
 
-def test_a_host_that_fails_in_the_middle_is_named_and_takes_no_other_with_it(whole, inventory, site, tmp_path):
-    spoilt = site.groups["hypervisor"][1]
+@pytest.fixture
+def spoilt(inventory, site, tmp_path):
+    """An inventory on which the second host can't be prepared."""
     shutil.copytree(inventory, tmp_path / "site", symlinks=False)
-    variables = tmp_path / "site/host_vars" / f"{spoilt}.yml"
+    variables = tmp_path / "site/host_vars" / f"{site.groups['hypervisor'][1]}.yml"
     variables.parent.mkdir()
     variables.write_text(yaml.safe_dump({"hypervisor_cores": [999]}))
-    done = deploy(tmp_path / "site")
+    return tmp_path / "site"
+
+
+def test_a_host_that_fails_in_the_middle_is_named_and_takes_no_other_with_it(whole, spoilt, site):
+    done = deploy(spoilt)
     assert done.returncode != 0
     assert "hypervisor_cores names cores this host does not have: [999]" in done.stdout
     for host in site.groups["hypervisor"]:
         assert site.run(host, "systemctl", "is-active", "failavoid-agent").strip() == "active", host
     for unit in ("monitor", "resource-manager", "controller"):
         assert site.run(site.head, "systemctl", "is-active", f"failavoid-{unit}").strip() == "active", unit
+
+
+def test_hosts_that_are_prepared_one_by_one_stay_as_they_are_after_the_first_that_fails(whole, spoilt, site):
+    first, _, *later = site.groups["hypervisor"]
+    for host in (first, *later):
+        site.run(host, "touch", "/etc/failavoid/agent.json")  # so that its agent is restarted
+    done = deploy(spoilt, "--extra-vars", "site_serial=1")
+    assert done.returncode != 0
+    assert "PLAY [Run the services]" not in done.stdout
+    assert changed(done) == [first]
+    assert sorted(changed(deploy(whole))) == sorted(later)
 
 
 def secrets_of(site):
@@ -166,6 +204,16 @@ def test_no_secret_is_in_what_ansible_says_or_in_any_process_list(inventory, sit
         assert one not in done.stdout
         assert one not in done.stderr
         assert one not in watched.read_text()
+
+
+def test_no_secret_is_a_fact(inventory, site):
+    """Neither of those that Ansible gathers, nor of what the services run playbooks with."""
+    words = [PLAYBOOK.with_name("ansible"), "-i", inventory, "head:hypervisor", "-m", "ansible.builtin.setup"]
+    facts = subprocess.run(words, cwd=PROJECT, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
+    assert facts.count("ansible_hostname") == len(site.groups["hypervisor"]) + 1
+    files = site.run(site.head, "sh", "-c", "cat /etc/failavoid/inventory/* /etc/failavoid/*.yml")
+    files += "".join(site.run(host, "cat", "/etc/failavoid/host.json") for host in site.groups["hypervisor"])
+    assert not [one for one in secrets_of(site) if one in facts + files]
 
 
 def test_no_secret_is_in_a_log(site):

@@ -6,6 +6,7 @@ import itertools
 import json
 import shlex
 import subprocess
+import sys
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 from failavoid.demo.site import Site
 from failavoid.playbook_runner import PlaybookResult, run_playbook
 
+PROJECT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
 STORE = "/var/lib/failavoid/sysimage"
 BOOT = "/var/lib/failavoid/boot"
 DIRECTORIES = "/var/lib/failavoid/guests"
@@ -154,6 +157,21 @@ def make(site: Site, folder: Path) -> ByHand:
     for key in ("user_key", "host_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
     return ByHand(site, folder)
+
+
+def adhoc(site: Site, host: str, module: str, check: bool = False, **arguments: Any) -> dict[str, Any]:
+    """Run one of the project's modules on a host, by Ansible, and return its result."""
+    words = [BIN / "ansible", "-i", site.inventory, host, "-m", module, "-a", json.dumps(arguments)]
+    done = subprocess.run(
+        [*words, *(("--check",) if check else ())],
+        cwd=PROJECT,
+        env={"PATH": f"{BIN}:/usr/bin:/bin:/usr/sbin", "HOME": "/root", "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return dict(json.loads(done.stdout.partition(" => ")[2]))
 
 
 def said(result: PlaybookResult, host: str, task: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ def site(inventory: Path) -> Site:
 def services(site: Site) -> Services:
     """The three services on the testbed's head, as operator."""
     return connect(site)
+
+
+@pytest.fixture(scope="session")
+def own_address(site: Site) -> str:
+    """This machine's address on the testbed's network."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as towards:
+        towards.connect((site.hosts[site.head]["ansible_host"], 9))
+        return str(towards.getsockname()[0])
 
 
 @pytest.fixture(scope="module")

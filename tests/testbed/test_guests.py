@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.testbed.by_hand import DIRECTORIES, make, said
-from tests.testbed.conftest import PROJECT
+from tests.testbed.by_hand import DIRECTORIES, adhoc, make, said
 
 START = "Start the guests and wait until they are up"
 REMOVE = "Remove the guests"
 ONE, TWO = "hand-1", "hand-2"
-BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +28,6 @@ def hand(site, host, tmp_path_factory):
     hand.first = hand.launch(host, hand.describe(ONE, 241), hand.describe(TWO, 242))
     yield hand
     hand.clear(ONE, TWO, "hand-4")
-
-
-def adhoc(site, host, module, check=False, **arguments):
-    """Run one of the project's modules on a host, by Ansible, and return its result."""
-    words = [BIN / "ansible", "-i", site.inventory, host, "-m", module, "-a", json.dumps(arguments)]
-    done = subprocess.run(
-        [*words, *(("--check",) if check else ())],
-        cwd=PROJECT,
-        env={"PATH": f"{BIN}:/usr/bin:/bin:/usr/sbin", "HOME": "/root", "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    return json.loads(done.stdout.partition(" => ")[2])
 
 
 def test_the_result_names_each_guest_and_says_that_its_pins_were_verified(hand, host):
@@ -152,11 +133,14 @@ def test_started_again_nothing_changes(hand, host):
     assert [one["pin_verified"] for one in task["guests"]] == [True, True]
 
 
-def test_a_running_guest_is_not_taken_for_another_definition(hand, host):
+def test_a_running_guest_is_not_taken_for_another_definition_and_check_mode_says_so_too(hand, host, site):
     refused = hand.play("launch.yml", launch_guests=[{**hand.guests[ONE], "host": host, "memory_kb": 300000}])
     (words,) = refused.failures
     assert "memory 262144 KiB instead of 300000 KiB" in words
     assert "remove it first" in words
+    other = {**hand.guests[ONE], "memory_kb": 300000}
+    checked = adhoc(site, host, "failavoid_guest", check=True, guests=[other])
+    assert "memory 262144 KiB instead of 300000 KiB" in checked["msg"]
 
 
 def test_check_mode_says_what_would_be_done_and_does_nothing(hand, host, site):
@@ -286,6 +270,7 @@ def test_a_bridge_takes_over_an_uplink_once(hand, host, site):
         made = adhoc(site, host, "failavoid_interface", **wanted)
         assert made["changed"] is True
         assert made["interface"] == {"name": "try-br", "ports": ["try0"], "addresses": ["198.51.100.7/28"], "up": True}
+        assert adhoc(site, host, "failavoid_interface", check=True, **wanted)["changed"] is False
         assert adhoc(site, host, "failavoid_interface", **wanted)["changed"] is False
         other = adhoc(site, host, "failavoid_interface", name="try-br", address="198.51.100.8")
         assert "has not the host's address 198.51.100.8" in other["msg"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -162,10 +161,8 @@ class Gate:
 
 
 @pytest.fixture
-def gate(site):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as towards:
-        towards.connect((site.hosts[site.head]["ansible_host"], 9))
-        gate = Gate(towards.getsockname()[0])
+def gate(own_address):
+    gate = Gate(own_address)
     yield gate
     gate.cancelled = True
     gate.server.shutdown()

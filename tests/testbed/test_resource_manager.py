@@ -10,9 +10,14 @@ import pytest
 
 from failavoid.demo.observe import Services, wait_until
 from failavoid.demo.site import Site
+<<<<<<< HEAD
 from failavoid.shared.messages import Host, Relocation, from_dict
+=======
+from failavoid.shared.messages import Host
+from tests.testbed.changed_settings import restart
+>>>>>>> gap7
 from tests.testbed.test_jobs import HOME, SMALL, last_job, run, start, taken, wait_for
-from tests.testbed.warm_guests import restart, warm, warm_guests
+from tests.testbed.warm_guests import warm, warm_guests
 
 STRANGER = "<domain type='qemu'><name>stranger</name><memory unit='MiB'>32</memory><os><type>hvm</type></os></domain>"
 
@@ -111,7 +116,7 @@ def test_a_domain_that_nobody_knows_is_reported_and_keeps_its_host_from_new_work
 def test_a_drained_host_stays_so_through_a_restart_and_returns_after_its_checks(site, services):
     host = free_host(services)
     site.run(site.head, "failavoid", "drain", host, "--reason", "new fan")
-    restart(site)
+    restart(site, services, "resource_manager")
     assert known(services, host).reason == "new fan"
     site.run(host, "systemctl", "stop", "failavoid-agent")
     try:

@@ -1,11 +1,7 @@
 """Who is told of what, by mail and webhook, once each, over real SMTP and HTTP."""
 
-import json
-import socketserver
-import threading
 import time
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from display_site import site
@@ -14,71 +10,22 @@ from failavoid.monitor import alerts
 from failavoid.monitor.alerts import Alert, Alerter, Seen, deliver, holding
 from failavoid.monitor.settings import AlertSettings
 from failavoid.shared.messages import Alarm, Evidence, Finding, Host, Job, JobRequest, Membership
+from tests.alert_receivers import mail_server_at, webhook_at
 
 PATIENCE_S = 20.0
 BEGAN = 1000.0
 
 
-class Webhook:
-    """Takes what is posted; ``status`` is what it answers."""
-
-    def __init__(self):
-        self.told, self.status, self.asked = [], 200, 0
-        webhook = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_):
-                pass
-
-            def do_POST(self):
-                webhook.asked += 1
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if webhook.status == 200:
-                    webhook.told.append(body)
-                self.send_response(webhook.status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-        self.settings = AlertSettings("webhook", url=f"http://127.0.0.1:{self.server.server_port}/hook/secret")
-
-
 @pytest.fixture
 def webhook():
-    made = Webhook()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    with webhook_at() as made:
+        yield made
 
 
 @pytest.fixture
 def mail_server():
-    """(port, list of [receivers, message]) of a mail server as simple as one can be."""
-    taken = []
-
-    class Handler(socketserver.StreamRequestHandler):
-        def handle(self):
-            receivers, say = [], lambda word: self.wfile.write(f"{word}\r\n".encode())
-            say("220 here")
-            while line := self.rfile.readline().decode().strip():
-                if line.upper().startswith("RCPT"):
-                    receivers.append(line.split("<")[1].split(">")[0])
-                if line.upper() == "DATA":
-                    say("354 go on")
-                    message = ""
-                    while (text := self.rfile.readline().decode()) != ".\r\n":
-                        message += text
-                    taken.append((receivers, message))
-                say("221 bye" if line.upper() == "QUIT" else "250 ok")
-                if line.upper() == "QUIT":
-                    return
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        yield server.server_address[1], taken
-        server.shutdown()
+    with mail_server_at() as made:
+        yield made
 
 
 def seen(**changes):

@@ -1,17 +1,11 @@
 """What services tell Prometheus, the alert rules and the dashboard, and a real Prometheus that scrapes all three."""
 
 import contextlib
-import json
-import re
-import shutil
 import socket
 import subprocess
 import time
-from pathlib import Path
 
-import httpx
 import pytest
-import yaml
 from evacuation_world import World
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
@@ -25,13 +19,10 @@ from failavoid.monitor.service import build_app as monitor_app
 from failavoid.monitor.settings import Settings
 from failavoid.shared.messages import Alarm, Evidence, Sample
 from failavoid.shared.tokens import mint
+from tests.prometheus import RULES, ask, check_that_all_is_known_that_rules_and_dashboard_ask_for, program, prometheus
 
 SECRET = b"s" * 48
-CONTRIB = Path(__file__).parents[2] / "contrib"
-RULES = CONTRIB / "prometheus/failavoid.rules.yml"
-DASHBOARD = CONTRIB / "grafana/failavoid.json"
 NOWHERE = "http://127.0.0.1:1"
-PATIENCE_S = 30.0
 
 
 def bearer(role):
@@ -159,59 +150,10 @@ def test_a_bucket_holds_what_is_at_most_its_bound():
 # -- Prometheus itself -------------------------------------------------------------------------------------------
 
 
-def program(name):
-    found = shutil.which(name)
-    assert found, f"{name} is missing: it is in Debian's package prometheus, which 'make test-tools' installs"
-    return found
-
-
 @pytest.mark.parametrize("check", [["check", "rules", RULES], ["test", "rules", RULES.with_suffix(".test.yml")]])
 def test_promtool_finds_no_fault_in_the_alert_rules(check):
     done = subprocess.run([program("promtool"), *check], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-@contextlib.contextmanager
-def prometheus(folder, targets):
-    """A Prometheus that scrapes ``targets``, {service: base URL}, as contrib's scrape.yml has it, but without TLS."""
-    folder.mkdir()
-    (folder / "token").write_text(mint(SECRET, "reader", "prometheus"))
-    (scrape,) = yaml.safe_load((CONTRIB / "prometheus/scrape.yml").read_text())["scrape_configs"]
-    assert [one["labels"]["service"] for one in scrape["static_configs"]] == list(targets)
-    del scrape["tls_config"]
-    scrape.update(scheme="http", scrape_interval="1s", scrape_timeout="1s")
-    scrape["authorization"]["credentials_file"] = str(folder / "token")
-    for static, url in zip(scrape["static_configs"], targets.values()):
-        static["targets"] = [url.removeprefix("http://")]
-    written = {"scrape_configs": [scrape], "rule_files": [str(RULES)], "global": {"evaluation_interval": "1s"}}
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(written))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [
-                program("prometheus"),
-                f"--config.file={folder}/prometheus.yml",
-                f"--storage.tsdb.path={folder}/data",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stderr=log,
-        )
-    try:
-        yield httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1")
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def ask(api, expression):
-    answer = api.get("/query", params={"query": expression})
-    assert answer.status_code != 400, (expression, answer.text)
-    return answer.raise_for_status().json()["data"]["result"]
-
-
-def rules_of(api):
-    return api.get("/rules").raise_for_status().json()["data"]["groups"]
 
 
 def test_a_real_prometheus_scrapes_all_services_and_has_what_rules_and_dashboard_ask_for(
@@ -225,28 +167,9 @@ def test_a_real_prometheus_scrapes_all_services_and_has_what_rules_and_dashboard
     }
     with contextlib.ExitStack() as stack:
         targets = {name: stack.enter_context(served(app)) for name, app in apps.items()}
-        api = stack.enter_context(prometheus(tmp_path / "prometheus", targets))
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                if len(ask(api, 'up{job="failavoid"} == 1')) == 3 and rules_of(api):
-                    break
-            except httpx.HTTPError:
-                pass  # it is not ready yet
-            assert time.monotonic() < deadline, (tmp_path / "prometheus/log").read_text()
-            time.sleep(0.2)
-        known = set(api.get("/label/__name__/values").json()["data"])
-        rules = [rule["expr"] for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
-        panels = [
-            target["expr"] for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel["targets"]
-        ]
-        for expression in [*rules, *panels]:
-            ask(api, expression)
-            asked_for = set(re.findall(r"\b(?:failavoid|process)_\w+", expression))
-            # what rules have predicted is not known before the first prediction
-            assert asked_for <= known | {"failavoid_precision", "failavoid_recall", "failavoid_finding"}, expression
-        ((series),) = ask(api, 'failavoid_evacuations_total{outcome="retired"}')
+        token = mint(SECRET, "reader", "prometheus")
+        api = stack.enter_context(prometheus(tmp_path / "prometheus", targets, token))
+        check_that_all_is_known_that_rules_and_dashboard_ask_for(api)
+        (series,) = ask(api, 'failavoid_evacuations_total{outcome="retired"}')
         assert series["value"][1] == "1"
         assert series["metric"]["service"] == "controller"
-        states = {rule["name"]: rule["health"] for rule in rules_of(api)[0]["rules"]}
-        assert set(states.values()) <= {"ok", "unknown"}

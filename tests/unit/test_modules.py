@@ -149,6 +149,16 @@ def test_failavoid_guest_returns_what_it_documents(guest_module, state, guest, c
         assert_returns_what_it_documents("failavoid_guest", ended)
 
 
+def test_failavoid_guest_says_in_check_mode_what_it_would_start_and_what_it_would_refuse(guest_module):
+    new = {**GUEST, "name": "g2", "uuid": "11111111-8f2b-4f0e-9a51-0c8c6a1b2c3d", "memory_kb": 1024}
+    new.update(kernel="/boot/vmlinuz", initrd="/boot/initrd.img", cmdline="")
+    started = run(guest_module, check=True, domain_type="qemu", guests=[new])
+    assert started.result["changed"] is True
+    assert_returns_what_it_documents("failavoid_guest", started)
+    refused = run(guest_module, check=True, domain_type="qemu", guests=[{**new, "name": "g1"}])
+    assert "another guest named g1 runs on this host" in refused.result["msg"]
+
+
 def test_failavoid_guest_removes_once_and_says_so(guest_module):
     check = run(guest_module, check=True, state="absent", guests=[GUEST]).result
     first = run(guest_module, state="absent", guests=[GUEST]).result
@@ -194,6 +204,9 @@ def test_failavoid_certificates_returns_what_it_documents_and_issues_once(tmp_pa
     given = {"state": "issued", "authority": str(tmp_path), "hosts": [{"name": "host01", "address": "10.77.1.1"}]}
     results = [run(module, check=check, **given) for check in (True, False, False, True)]
     assert [ended.result["changed"] for ended in results] == [True, True, False, False]
+    given["hosts"] = [{"name": "host01", "address": "10.77.1.2"}]
+    results += [run(module, check=check, **given) for check in (True, False, True)]
+    assert [ended.result["changed"] for ended in results[4:]] == [True, True, False]
     for ended in results:
         assert_returns_what_it_documents("failavoid_certificates", ended)
 

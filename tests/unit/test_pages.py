@@ -15,7 +15,7 @@ from services_served import served
 from failavoid.monitor.service import build_app
 from failavoid.prediction.models import BINS, Distribution
 from failavoid.shared.tokens import mint
-from tests.browser import MARKS, TAG, chromium, opened, picture, until
+from tests.browser import MARKS, TAG, chromium, opened, picture, pictures, until
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_an_evacuation_is_seen_from_the_alarm_to_the_defunct_host(browser, there
         assert (page.evaluate(TAG, "host1"), page.evaluate(TAG, "host4")) == ("being left", "leased spare")
         expect(page.get_by_role("progressbar").first).to_have_attribute("value", "0.75")
         expect(page.locator(".timeline")).to_contain_text("ranks have stopped")
-        picture(page, "moving")
+        pictures(page, "moving")
         made.world.stuck = False
         expect(page.locator(".badge").first).to_have_text("retired")
         expect(page.locator(".timeline")).to_contain_text("host is defunct")
@@ -174,12 +174,14 @@ def test_a_host_is_drawn_among_its_peers_and_a_picked_job_stands_out(browser, th
         expect(page.locator(".uplot canvas")).to_be_visible()
         expect(page.locator("aside")).to_contain_text(re.compile(r"memory in use (44|45|46) %"))
         expect(page.locator(".cores span")).to_have_count(8)
+        made.until(lambda: made.monitor.display.recent.begin() < time.time() - 10)
+        pictures(page, "host")
         page.get_by_role("link", name="job-1").first.click()
         expect(page.get_by_role("heading", name="job-1")).to_be_visible()
         expect(page.locator("aside tbody tr").first).to_contain_text("guest1")
         dimmed = "['host1', 'host3', 'host4'].map(host => window.failavoid.rack.scene().dim(host))"
         assert page.evaluate(dimmed) == [False, False, True]
-        picture(page, "job")
+        pictures(page, "job")
 
 
 def test_what_was_learned_is_drawn_with_where_the_hosts_stand(browser, there):
@@ -190,7 +192,7 @@ def test_what_was_learned_is_drawn_with_where_the_hosts_stand(browser, there):
     with shown(browser, url, at="#/learned") as page:
         expect(page.get_by_role("heading", name="job, 12 runs")).to_be_visible()
         expect(page.locator("aside a", has_text="host")).to_have_count(3)
-        picture(page, "learned")
+        pictures(page, "learned")
 
 
 def test_another_metric_colours_the_machine(browser, there):
@@ -252,7 +254,7 @@ def test_ten_thousand_hosts_are_seen_as_one_and_can_be_looked_into(browser, tmp_
             until(page, "window.failavoid.rack.placed.tiles.size === 10000")
             until(page, "window.failavoid.rack.share('host09999') > 0")
             assert page.evaluate("window.failavoid.rack.visible().length") == 10_000
-            picture(page, "ten-thousand")
+            pictures(page, "ten-thousand")
             page.fill("#find", "host04321")
             page.keyboard.press("Enter")
             expect(page.get_by_role("heading", name="host04321")).to_be_visible()
@@ -260,4 +262,4 @@ def test_ten_thousand_hosts_are_seen_as_one_and_can_be_looked_into(browser, tmp_
             page.evaluate("window.failavoid.rack.select('host04321')")
             until(page, "window.failavoid.rack.cores.get('host04321')?.length === 8")
             assert page.evaluate("window.failavoid.rack.visible().length") < 200
-            picture(page, "ten-thousand-near")
+            pictures(page, "ten-thousand-near")

@@ -106,8 +106,9 @@ def test_no_way_of_deploying_goes_round_the_check(inventory, words):
     assert_nothing_was_changed(done)
 
 
-def test_nothing_is_removed_unless_it_is_meant(inventory):
-    done = play("remove.yml", inventory)
+@pytest.mark.parametrize("words", [[], ["--tags", "agent"], ["--limit", "head01,host01,host02"]])
+def test_nothing_is_removed_unless_it_is_meant(inventory, words):
+    done = play("remove.yml", inventory, *words)
     assert done.returncode != 0
     assert "This removes failavoid from head01, host01, host02." in " ".join(done.stdout.split())
     assert_nothing_was_changed(done)

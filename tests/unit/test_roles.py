@@ -97,6 +97,45 @@ def test_every_task_can_be_chosen_by_its_role_and_by_what_it_is_for(role):
         assert task.get("name"), where
 
 
+# What a role writes and its absent.yml leaves, and why that is right.
+LEFT = {
+    "service_common": {
+        "{{ '/root' if service_common_ssh_user == 'root' else '/home/' ~ service_common_ssh_user }}"
+        "/.ssh/authorized_keys": "hosts_absent.yml takes the services' line out of it",
+        "/etc/failavoid/secret": "with remove_state, together with /etc/failavoid",
+    },
+    "nfs_server": {"{{ nfs_server_store }}": "the role sysimage's"},
+    "hypervisor": {"/etc/libvirt/qemu.conf": "libvirt's own, of which the block is taken out"},
+    "guest": {"{{ guest_cache }}/boot/{{ _guest_image.root }}/": "a cache of the machine that runs Ansible"},
+}
+WRITERS = ("copy", "template", "file", "blockinfile", "lineinfile", "fetch")
+
+
+def written_by(role):
+    """The paths of files that a role's tasks write, those of loops one by one."""
+    for _, task, tags in tasks_of(role):
+        if f"{role.name}_remove" in tags:
+            continue
+        for writer in WRITERS:
+            given = task.get(f"ansible.builtin.{writer}", {})
+            path = given.get("dest") or given.get("path")
+            if path is None or (writer == "file" and path.endswith(".d")):  # folders are removed when they are empty
+                continue
+            for item in task.get("loop", [None]):
+                values = item if isinstance(item, dict) else {}
+                yield re.sub(r"\{\{ item\.(\w+) \}\}", lambda found, values=values: values[found[1]], path)
+
+
+@every_role
+def test_what_a_role_writes_it_removes(role):
+    removed = (role / "tasks/absent.yml").read_text().replace('"', "")
+    for path in written_by(role):
+        path = path.removeprefix(f"{{{{ {role.name}_root }}}}")
+        within = [path.rstrip("/"), *map(str, Path(path).parents)]
+        named = any(re.search(rf"{re.escape(place)}[\n,\]]", removed) for place in within if len(place) > 1)
+        assert named or path in LEFT.get(role.name, {}), path
+
+
 @every_role
 def test_nothing_that_holds_a_key_or_a_token_is_shown(role):
     for where, task, _ in tasks_of(role):
@@ -141,8 +180,11 @@ def test_a_service_is_as_little_exposed_as_it_was(service, tmp_path):
 
 
 PLAYED_SYSTEMCTL = """#!/bin/sh
-[ "$*" = "show --property=ExecMainStartTimestamp --value --timestamp=us+utc $SHOWN" ] || exit 1
-echo "$SINCE"
+case "$*" in
+"--quiet is-active $SHOWN") [ -n "$SINCE" ] ;;
+"show --property=$PROPERTY --value --timestamp=us+utc $SHOWN") echo "$SINCE" ;;
+*) exit 1 ;;
+esac
 """
 # what each is started from, by its role, below a root of the test's own
 STARTED_FROM = {
@@ -160,24 +202,41 @@ STARTED_FROM = {
         ]
         for role in SERVICES[1:]
     },
+    "nfs_server": ["etc/ganesha/ganesha.conf", "etc/systemd/system/nfs-ganesha.service.d/failavoid.conf"],
+    "hypervisor": [
+        "etc/libvirt/qemu.conf",
+        "etc/systemd/system/libvirtd-tls.socket.d/failavoid.conf",
+        "etc/pki/CA/cacert.pem",
+        "etc/pki/libvirt/private/serverkey.pem",
+        "etc/pki/qemu/client-cert.pem",
+    ],
 }
+UNITS = {"nfs_server": "nfs-ganesha.service", "hypervisor": "libvirtd-tls.socket"}
 
 
 def newer(role, root, since):
     """What the role says is newer than a service that was started at that time; "" if it was not."""
-    unit = f"failavoid-{role.replace('_', '-')}.service"
+    unit = UNITS.get(role, f"failavoid-{role.replace('_', '-')}.service")
     (root / "bin").mkdir(exist_ok=True)
     (root / "bin/systemctl").write_text(PLAYED_SYSTEMCTL)
     (root / "bin/systemctl").chmod(0o755)
     if role == "agent":
         script, words = ROLES[0].parent / "agent/files/install.sh", ["", "python3"]
+    elif role == "hypervisor":
+        script, words = ROLES[0].parent / "hypervisor/files/newer.sh", []
     else:
         script = ROLES[0].parent / "service_common/files/newer.sh"
-        words = [unit, f"{root}/etc/failavoid/{role}.yml"]
+        own = STARTED_FROM[role] if role in UNITS else STARTED_FROM[role][:1]
+        words = [unit, *(f"{root}/{name}" for name in own)]
     text = re.sub(r"(?<![\w.])/(?=etc/|opt/)|(?<=\$1)/(?=opt/)", f"{root}/", script.read_text())
     done = subprocess.run(
         ["/bin/sh", "-c", text, script.name, *words],
-        env={"PATH": f"{root}/bin:/usr/bin:/bin", "SHOWN": unit, "SINCE": since},
+        env={
+            "PATH": f"{root}/bin:/usr/bin:/bin",
+            "SHOWN": unit,
+            "PROPERTY": "ActiveEnterTimestamp" if unit.endswith(".socket") else "ExecMainStartTimestamp",
+            "SINCE": since,
+        },
         input="archive",
         capture_output=True,
         text=True,
@@ -186,7 +245,7 @@ def newer(role, root, since):
     return [line.removeprefix("changed: ").removeprefix(f"{root}/") for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", STARTED_FROM)
 def test_a_service_that_a_run_left_behind_what_it_is_started_from_is_found_by_the_next(service, tmp_path):
     for name in STARTED_FROM[service]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +255,8 @@ def test_a_service_that_a_run_left_behind_what_it_is_started_from_is_found_by_th
         (tmp_path / STARTED_FROM["agent"][-1]).write_text(hashlib.sha256(b"archive").hexdigest() + "\n")
         os.utime(tmp_path / STARTED_FROM["agent"][-1], (1_000_000_000.4,) * 2)
     assert newer(service, tmp_path, "Sun 2001-09-09 01:46:40.500000 UTC") == []
-    assert newer(service, tmp_path, "") == []
+    # libvirt's socket is to run; what else does not run is started, with what is there then
+    assert newer(service, tmp_path, "") == (["libvirtd-tls.socket"] if service == "hypervisor" else [])
     assert sorted(newer(service, tmp_path, "Sun 2001-09-09 01:46:40.300000 UTC")) == sorted(STARTED_FROM[service])
     os.utime(tmp_path / STARTED_FROM[service][0])
     assert newer(service, tmp_path, "Sun 2001-09-09 01:46:40.500000 UTC") == STARTED_FROM[service][:1]

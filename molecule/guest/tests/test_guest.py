@@ -14,11 +14,13 @@ def test_the_guest_is_pinned(host):
     assert host.check_output("virsh vcpupin molecule 0").splitlines()[-1].split() == ["0", "0"]
 
 
-def test_its_state_directory_says_so_and_keeps_its_identity_to_itself(host):
+def test_its_state_directory_says_so_and_its_identity_is_for_its_qemu_alone(host):
     folder = "/var/lib/failavoid/guests/molecule"
     state = json.loads(host.file(f"{folder}/state.json").content_string)
     assert (state["state"], state["address"]) == ("running", "10.77.3.240")
-    assert host.file(f"{folder}/identity.json").mode == 0o600
+    identity = host.file(f"{folder}/identity.json")
+    assert identity.mode == 0o640
+    assert "libvirt-qemu" in (identity.user, identity.group)
 
 
 def test_no_key_of_the_guest_is_in_a_process_list(host):

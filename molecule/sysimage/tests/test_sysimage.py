@@ -12,7 +12,7 @@ def manifest(host):
 
 def test_the_current_image_is_complete(host):
     image = manifest(host)
-    assert set(image["classes"]) == {"host", "head", "guest"}
+    assert set(image["classes"]) >= {"host", "head", "guest"}
     for name in ("kernel", "initrd"):
         assert host.file(f"{STORE}/{image[name]}").size > 0
     assert host.file(f"{STORE}/roots/{image['root']}/usr/bin/python3").exists
@@ -21,8 +21,8 @@ def test_the_current_image_is_complete(host):
 def test_the_image_holds_no_secret(host):
     secret = host.file("/etc/failavoid/secret").content_string.strip()
     assert secret
-    found = host.run(f"grep -rlF -- '{secret}' {STORE}/images/{manifest(host)['digest']}")
-    assert found.stdout == ""
+    image = f"{STORE}/images/{manifest(host)['digest']}"
+    assert host.run(f"grep -rlF -- '{secret}' {image}").rc == 1  # 2 were an image that can't be read
 
 
 def test_the_image_is_exported(host):

@@ -27,7 +27,7 @@ export function hostChart(into, metric) {
   const plot = new uPlot({
     width: Math.max(280, into.clientWidth), height: HEIGHT,
     scales: { x: { time: true }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(1, high ?? 1)] } },
-    axes: [axis((_, times) => times.map((time) => clock(time))), axis((_, shares) => shares.map((share) => worded(metric, share)))],
+    axes: [{ ...axis((_, times) => times.map((time) => clock(time))), space: 76 }, axis((_, shares) => shares.map((share) => worded(metric, share)))],
     series: [
       { label: "time", value: (_, time) => clock(time) },
       line("host", "bad", 2.4), line("centre of its group", "spare", 1.6, [6, 4]),

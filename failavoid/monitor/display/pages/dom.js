@@ -42,8 +42,9 @@ export function facts(pairs) {
 export const percent = (share) => (share === null || share === undefined || Number.isNaN(share) ? "–" : `${(share * 100).toFixed(share && share < 0.1 ? 1 : 0)} %`);
 export const seconds = (value) => (value === null || value === undefined ? "–" : value < 10 ? `${value.toFixed(2)} s` : value < 120 ? `${value.toFixed(0)} s` : `${(value / 60).toFixed(0)} min`);
 export const bytes = (value) => (value >= 2 ** 30 ? `${(value / 2 ** 30).toFixed(1)} GiB` : `${(value / 2 ** 20).toFixed(0)} MiB`);
-export const clock = (time) => (time ? new Date(time * 1000).toLocaleTimeString() : "–");
-export const moment = (time) => (time ? new Date(time * 1000).toLocaleString() : "–");
+// local time, written as in logs (ISO 8601) whatever the browser's language, which is how Swedish writes it
+export const clock = (time) => (time ? new Date(time * 1000).toLocaleTimeString("sv") : "–");
+export const moment = (time) => (time ? new Date(time * 1000).toLocaleString("sv") : "–");
 
 export const hostLink = (name) => h("a", { href: `#/host/${name}` }, name);
 export const jobLink = (name) => (name ? h("a", { href: `#/job/${name}` }, name) : "–");

@@ -195,7 +195,7 @@ find("ask").addEventListener("close", () => {
 });
 find("ask").addEventListener("cancel", (event) => event.preventDefault());
 window.addEventListener("hashchange", go);
-onChange(() => { scale(); redraw(); });
+onChange(() => { scale(); go(); }); // charts keep the colours that they were made with
 canvas.setAttribute("aria-label", "Hosts in their racks, coloured by the chosen metric");
 
 // for measurements and tests

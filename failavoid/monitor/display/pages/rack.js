@@ -17,6 +17,20 @@ function edge({ x, y }, px, py, further) {
   return [cx + dx * part, cy + dy * part];
 }
 
+/** A bow from one tile to another, as begin, middle and end; room for the arrow's head is left before the second. */
+function curve(from, to, head) {
+  const dx = to.x - from.x, dy = to.y - from.y;
+  if (Math.abs(dx) > TILE.w + TILE.gap || Math.abs(dy) > TILE.h + TILE.gap) {
+    const length = Math.hypot(dx, dy), bend = Math.min(60, length / 5);
+    const mx = from.x + (dx + TILE.w) / 2 - (dy / length) * bend, my = from.y + (dy + TILE.h) / 2 + (dx / length) * bend;
+    return [...edge(from, mx, my, 0), mx, my, ...edge(to, mx, my, head)];
+  }
+  // between neighbours there is no room: round the outside, above or on the left
+  if (!dy) return [from.x + TILE.w / 2, from.y - 6, to.x + TILE.w / 2, to.y - 6 - 3 * head, to.x + TILE.w / 2, to.y - 6 - head];
+  const left = Math.min(from.x, to.x);
+  return [from.x - 6, from.y + TILE.h / 2, left - 6 - 3 * head, to.y + TILE.h / 2, to.x - 6 - head, to.y + TILE.h / 2];
+}
+
 export class Rack {
   /** `scene()` gives what scene.js makes; `pick(host)` is told of a click. */
   constructor(canvas, scene, pick) {
@@ -168,6 +182,7 @@ export class Rack {
   state(name, { x, y }, scene) {
     const { context: c } = this, host = scene.hosts.get(name), hair = 1 / this.view.zoom;
     c.setLineDash([]);
+    c.globalAlpha = scene.dim(name) ? 0.35 : 1;
     if (host.pool === "free") {
       c.strokeStyle = colour("soft");
       c.lineWidth = Math.max(hair, 1.2);
@@ -201,6 +216,7 @@ export class Rack {
       c.strokeRect(x - 6, y - 6, TILE.w + 12, TILE.h + 12);
     }
     c.setLineDash([]);
+    c.globalAlpha = 1;
   }
 
   words(name, { x, y }, scene) {
@@ -208,10 +224,10 @@ export class Rack {
     c.globalAlpha = scene.dim(name) ? 0.35 : 1;
     c.fillStyle = byte === UNKNOWN ? colour("ink") : ink(byte);
     c.textAlign = "left";
-    c.font = `600 ${near ? 14 : 22}px ${FONT}`;
-    c.fillText(name, x + 8, y + (near ? 19 : 28), TILE.w - (near ? 56 : 12));
+    c.font = `600 ${near ? 13 : 22}px ${FONT}`;
+    c.fillText(name, x + 8, y + (near ? 19 : 28), TILE.w - (near ? 62 : 12));
     c.textAlign = near ? "right" : "left";
-    c.font = `700 ${near ? 14 : 24}px ${FONT}`;
+    c.font = `700 ${near ? 13 : 24}px ${FONT}`;
     c.fillText(byte === UNKNOWN ? "silent" : percent(byte / 254), near ? x + TILE.w - 8 : x + 8, y + (near ? 19 : 56));
     if (near) {
       if (!scene.recorded) this.drawCores(this.cores.get(name) ?? [], x + 8, y + 27);
@@ -278,23 +294,20 @@ export class Rack {
   way({ source, destination }) {
     const from = this.placed.tiles.get(source), to = this.placed.tiles.get(destination);
     if (!from || !to) return;
-    const c = this.context, hair = 1 / this.view.zoom;
-    const dx = to.x - from.x, dy = to.y - from.y, length = Math.hypot(dx, dy) || 1, bend = Math.min(60, length / 5);
-    const mx = from.x + (dx + TILE.w) / 2 - (dy / length) * bend, my = from.y + (dy + TILE.h) / 2 + (dx / length) * bend;
-    const [x0, y0] = edge(from, mx, my, 0), [ex, ey] = edge(to, mx, my, Math.max(14, 9 * hair));
-    const angle = Math.atan2(ey - my, ex - mx);
+    const c = this.context, hair = 1 / this.view.zoom, head = Math.max(14, 9 * hair);
+    const [x0, y0, mx, my, x1, y1] = curve(from, to, head);
+    const angle = Math.atan2(y1 - my, x1 - mx);
     for (const [name, width] of [["card", 9], ["spare", 4.5]]) {
       c.strokeStyle = c.fillStyle = colour(name);
       c.lineWidth = Math.max(width / 2 * hair, width);
       c.beginPath();
       c.moveTo(x0, y0);
-      c.quadraticCurveTo(mx, my, ex, ey);
+      c.quadraticCurveTo(mx, my, x1, y1);
       c.stroke();
     }
-    const size = Math.max(14, 9 * hair);
     c.beginPath();
-    c.moveTo(ex + Math.cos(angle) * size, ey + Math.sin(angle) * size);
-    for (const turn of [2.4, -2.4]) c.lineTo(ex + Math.cos(angle + turn) * size, ey + Math.sin(angle + turn) * size);
+    c.moveTo(x1 + Math.cos(angle) * head, y1 + Math.sin(angle) * head);
+    for (const turn of [2.4, -2.4]) c.lineTo(x1 + Math.cos(angle + turn) * head, y1 + Math.sin(angle + turn) * head);
     c.fill();
   }
 }

@@ -9,6 +9,12 @@ const MEANING = {
 };
 const ROW = 24, LEFT = 150, WIDTH = 430, TOP = 22;
 
+/** So many of a length that five of them or fewer go along ``long`` seconds: 1, 2 or 5 times a power of ten. */
+function even(long) {
+  const least = long / 5, power = 10 ** Math.floor(Math.log10(least));
+  return [1, 2, 5, 10].find((times) => times * power >= least) * power;
+}
+
 /** When it began, and when it is over or now. */
 export function span(evacuation, now) {
   const begun = Math.min(...evacuation.steps.map((step) => step.begun), evacuation.alarm?.time ?? Infinity);
@@ -24,9 +30,10 @@ export function timeline(evacuation, now, at = null) {
   const long = Math.max(ended - begun, 0.5), height = TOP + steps.length * ROW;
   const x = (time) => LEFT + ((WIDTH - LEFT - 44) * (time - begun)) / long;
   const picture = svg("svg.timeline", { viewBox: `0 0 ${WIDTH} ${height + 4}`, role: "img", "aria-label": `Steps of ${evacuation.id}: ${steps.map((step) => `${step.name} ${step.done ? `done after ${seconds(step.done - begun)}` : "under way"}`).join(", ")}` });
-  for (let part = 0; part <= 4; part++) {
-    const when = begun + (long * part) / 4;
-    picture.append(svg("line.grid", { x1: x(when), x2: x(when), y1: TOP - 4, y2: height }), svg("text.soft.mid", { x: x(when), y: 12 }, seconds(long * part / 4)));
+  const apart = even(long);
+  for (let mark = 0; mark * apart <= long; mark++) {
+    const at = x(begun + mark * apart);
+    picture.append(svg("line.grid", { x1: at, x2: at, y1: TOP - 4, y2: height }), svg("text.soft.mid", { x: at, y: 12 }, `${Number((mark * apart).toPrecision(3))} s`));
   }
   const stopped = steps.find((step) => step.name === "gathered")?.done, released = steps.find((step) => step.name === "released")?.done;
   if (stopped) {

@@ -1,6 +1,6 @@
 // What part of the machine is seen: zoom and place, by mouse, fingers and keys.
 
-const LARGEST = 2.4, MARGIN = 16;
+const LARGEST = 2.4, MARGIN = 16, FOOT = 18; // the foot is the line about the keys
 
 export class View {
   constructor(canvas, changed) {
@@ -44,7 +44,7 @@ export class View {
     if (this.touched && !again) return;
     this.zoom = this.least();
     this.x = (this.w - world.w * this.zoom) / 2;
-    this.y = Math.max(MARGIN, (this.h - world.h * this.zoom) / 2);
+    this.y = Math.max(MARGIN, (this.h - FOOT - world.h * this.zoom) / 2);
     this.touched = false;
     this.changed();
   }
@@ -55,7 +55,7 @@ export class View {
   }
 
   least() {
-    return Math.min((this.w - 2 * MARGIN) / this.world.w, (this.h - 2 * MARGIN) / this.world.h, 1.6);
+    return Math.min((this.w - 2 * MARGIN) / this.world.w, (this.h - 2 * MARGIN - FOOT) / this.world.h, 1.6);
   }
 
   zoomBy(factor, x = this.w / 2, y = this.h / 2) {

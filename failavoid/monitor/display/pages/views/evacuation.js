@@ -70,7 +70,7 @@ export function evacuationView({ copy, page }, id) {
         open && TILL_MOVE.has(one.state) ? button("stop", "cancel", "Cancel", "It is to be cancelled.") : null,
         open ? null : h("a", { href: `#/evacuation/${id}/replay` }, "Replay it")));
       drawTimeline();
-      rest.replaceChildren(...parts(h("h2", {}, "Guests"), moves(one, copy.get("progress", id) ?? []), one.alarm ? evidenceOf(one.alarm) : null));
+      rest.replaceChildren(...parts(h("h2", {}, "Guests"), moves(one, copy.get("progress", id) ?? []), one.alarm ? evidenceOf(copy, one.alarm) : null));
     },
   };
 }

@@ -56,7 +56,7 @@ export function hostView({ copy, page, rack, metric }, name) {
       rest.replaceChildren(...parts(
         h("h2", {}, "Guests"), table(["guest", "rank", "job", "state", "cores", "memory"], guests.map((guest) => [
           guest.name, guest.rank ?? "–", jobLink(guest.job), guest.state, guest.cores.join(", "), bytes(guest.memory_kb * 1024)])),
-        alarm ? evidenceOf(alarm) : null,
+        alarm ? evidenceOf(copy, alarm) : null,
         evacuations.length ? [h("h2", {}, "Evacuations"), table(["", "", "state"], evacuations.map((one) => [
           evacuationLink(one.id), one.host === name ? "left" : "taken as spare", badge(one.state)]))] : null,
         host.warnings.map((warning) => h("p.soft", {}, warning))));
@@ -65,12 +65,13 @@ export function hostView({ copy, page, rack, metric }, name) {
 }
 
 /** An alarm in figures. */
-export function evidenceOf(alarm) {
+export function evidenceOf(copy, alarm) {
+  const label = copy.get("service", "monitor")?.metrics.find((one) => one.name === alarm.metric)?.label ?? alarm.metric;
   const { evidence } = alarm, interval = evidence.predicted_failure_interval_s;
   return [h("h2", {}, "Last alarm"), facts([
     ["raised", `${moment(alarm.time)}, by rule ${alarm.rule}`],
-    ["value", `${percent(evidence.value)} of ${alarm.metric}`],
-    ["group", `${percent(evidence.centre)} ± ${(evidence.scale * 100).toFixed(1)} %, ${evidence.peers} peers`],
+    [label, percent(evidence.value)],
+    ["its group", `${percent(evidence.centre)} ± ${(evidence.scale * 100).toFixed(1)} %, ${evidence.peers} ${evidence.peers === 1 ? "peer" : "peers"}`],
     ["z", evidence.z.toFixed(1)],
     ["growth", evidence.slope_per_s === null ? "" : `${(evidence.slope_per_s * 6000).toFixed(1)} % a minute`],
     ["failure in", evidence.predicted_failure_s === null ? "" : `${seconds(evidence.predicted_failure_s)} from then${interval ? `, between ${seconds(interval[0])} and ${seconds(interval[1])} (80 %)` : ""}`],

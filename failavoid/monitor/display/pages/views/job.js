@@ -32,7 +32,7 @@ export function jobView({ copy, page }, id) {
       page.replaceChildren(...parts(h("h1", {}, id), h("p.lead", {}, `${job.state}${job.message ? `: ${job.message}` : ""}`),
         facts([["user", job.user], ["application", job.application], ["policy", job.policy], ["created", moment(job.created)],
           ["started", job.started && moment(job.started)], ["ended", job.ended && `${moment(job.ended)}, status ${job.exit_status}`],
-          ["held at barriers", holds.length ? `${holds.length} times, ${seconds(holds.reduce((sum, hold) => sum + hold, 0))} in all` : "never"]]),
+          ["held at barriers", holds.length ? `${holds.length === 1 ? "once" : `${holds.length} times`}, ${seconds(holds.reduce((sum, hold) => sum + hold, 0))} in all` : "never"]]),
         h("h2", {}, "Ranks"),
         job.resource === "hosts" ? table(["rank's host", "memory"], job.hosts.map((host) => [hostLink(host), percent(copy.share(host))]))
           : job.ended ? h("p.soft", {}, "It has ended: its guests have gone, or wait for the next job.")
