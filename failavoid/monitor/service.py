@@ -72,6 +72,7 @@ class Monitor:
         self.display = Display(settings, self.state, self.follower, self.evaluator, self.evacuations, self.archive)
         self.alerter = Alerter(settings.alerts, settings.display_url, self._seen)
         self._began = time.time()
+        self._members: dict[str, float] = {}  # nodes of jobs, and since when they are known to be
         context = Context(settings.listen, settings.port, secret, self.store, self.follower.is_guest)
         self.sources = [open_source(source.kind, source.options, context) for source in settings.sources]
         self._stopped = threading.Event()
@@ -164,7 +165,8 @@ class Monitor:
         membership = self.follower.membership()
         members = {host for group in self.follower.groups() for host in group.hosts}
         members |= {guest.name for guest in membership.guests if guest.job and guest.state == "ready"}
-        self.evaluator.findings.look("nodes", now, of_nodes(self.store.health(now), members))
+        self._members = {name: self._members.get(name, now) for name in members}
+        self.evaluator.findings.look("nodes", now, of_nodes(self.store.health(now), self._members, now))
         self.evaluator.learner.close(membership)
 
 

@@ -253,11 +253,23 @@ def test_loss_delay_a_clock_that_is_off_and_silence_are_noticed():
     assert health["lossy"].recent_loss == pytest.approx(0.5)
     assert health["lossy"].lost == 70
     assert health["behind"].skew_s == pytest.approx(-7.0)
-    assert of_nodes(health.values(), set(health)).keys() == {
+    assert of_nodes(health.values(), dict.fromkeys(health, 0.0), 70.0).keys() == {
         ("lossy", "lossy"),
         ("skewed", "behind"),
         ("silent", "silent"),
     }
+
+
+def test_a_node_of_a_job_that_was_never_heard_is_silent_too():
+    members = {"new": 90.0, "never-heard": 0.0}
+    assert of_nodes([], members, 100.0).keys() == {("silent", "never-heard")}
+
+
+def test_a_node_that_samples_seldom_is_silent_only_when_it_owes_several_samples():
+    store = Store(3600.0, 5.0)
+    for second in (0.0, 10.0, 20.0, 900.0, 910.0):  # an outage says nothing of how often it samples
+        store.take(Sample("guest-1", "guest", second, {"mem_total_kb": 1.0}), second)
+    assert [store.health(910.0 + later)[0].silent for later in (10.5, 29.0, 31.0)] == [False, False, True]
 
 
 def test_a_host_whose_clock_is_behind_is_judged_by_what_it_sends_now():
@@ -286,8 +298,8 @@ def test_a_finding_is_said_when_it_begins_and_when_it_is_over():
     state = State("")
     findings = Findings(state)
     node = NodeHealth("a", "host", 0.0, 10, 0, 0.0, 0.0, 0.0, True)
-    for now, members in ((1.0, {"a"}), (2.0, {"a"}), (3.0, set())):
-        findings.look("nodes", now, of_nodes([node], members))
+    for now, members in ((1.0, {"a": 1.0}), (2.0, {"a": 1.0}), (3.0, {})):
+        findings.look("nodes", now, of_nodes([node], members, now))
     (finding,) = state.all(Finding)
     assert (finding.kind, finding.subject, finding.time, finding.ended) == ("silent", "a", 1.0, 3.0)
 
