@@ -27,7 +27,7 @@ from failavoid.monitor.metrics import Metrics
 from failavoid.monitor.migrations import MigrationTimes
 from failavoid.monitor.scores import score
 from failavoid.monitor.settings import Settings
-from failavoid.monitor.sources import Context, open_source
+from failavoid.monitor.sources import Context, check_source, open_source
 from failavoid.monitor.state import State
 from failavoid.monitor.store import Store
 from failavoid.prediction.models import BINS
@@ -220,6 +220,15 @@ def build_app(monitor: Monitor, secret: bytes) -> FastAPI:
     return app
 
 
+def check_sources(settings: Settings) -> None:
+    """Refuse sources that could not be opened. Raises ValueError."""
+    for number, source in enumerate(settings.sources):
+        try:
+            check_source(source.kind, source.options)
+        except ValueError as error:
+            raise ValueError(f"Settings.sources[{number}]: {error}") from error
+
+
 def main() -> None:
     """Run until SIGTERM; a setting or a port that can't be used ends it with one sentence."""
     parser = argparse.ArgumentParser(description="Failavoid's monitor")
@@ -228,7 +237,7 @@ def main() -> None:
     arguments = parser.parse_args()
     set_up_logging()
     try:
-        settings = load_settings(Settings, arguments.settings)
+        settings = load_settings(Settings, arguments.settings, check_sources)
         if arguments.check:
             return
         secret = read_secret(settings.secret)

@@ -788,7 +788,13 @@ def _decode_dataclass(kind: Any, data: Any, where: str) -> Any:
     for name in required:
         if name not in data:
             raise ValueError(f"{where}: field {name!r} is missing")
-    return kind(**{name: _decode(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+    values = {name: _decode(hints[name], value, f"{where}.{name}") for name, value in data.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:  # of a check of its own, which does not know where it is
+        if "." not in where and "[" not in where:
+            raise
+        raise ValueError(f"{where}: {error}") from error
 
 
 @functools.cache

@@ -24,8 +24,13 @@ SAY_EVERY_S = 30.0
 class Receiver:
     """Hears the hosts and guests of this site alone."""
 
-    def __init__(self, options: dict[str, Any], context: Context) -> None:
+    @staticmethod
+    def check(options: dict[str, Any]) -> None:
+        """There are none to be given. Raises ValueError."""
         take_options("agents", options)
+
+    def __init__(self, options: dict[str, Any], context: Context) -> None:
+        self.check(options)
         family = socket.AF_INET6 if ":" in context.listen else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
         try:
