@@ -40,11 +40,12 @@ class Receiver:
         self._socket.settimeout(0.5)
         self._socket.bind((context.listen, context.port))
         self.port: int = self._socket.getsockname()[1]
-        granted = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
-        if granted < BUFFER_BYTES:
+        # the kernel says twice what it grants: half of it is for its own use
+        self.buffer_bytes = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+        if self.buffer_bytes < BUFFER_BYTES:
             log.info(
                 "the kernel buffers %d kB of samples; with thousands of hosts, let it: net.core.rmem_max=%d",
-                granted >> 10,
+                self.buffer_bytes >> 10,
                 BUFFER_BYTES,
             )
         self._decoder = Decoder(functools.partial(mint, context.secret))
