@@ -126,6 +126,7 @@ class Prediction:
     value: float
     predicted_failure_s: Optional[float] = None
     predicted_failure_interval_s: Optional[List[float]] = None
+    doubt: Optional[float] = None  # of the logarithm of that time, its standard deviation as it was thought
     outcome: str = "open"
     ended: Optional[float] = None
     lead_s: Optional[float] = None  # from the prediction to the failure
