@@ -119,6 +119,7 @@ bench: test-tools ## measure; writes build/bench/*.json
 	python -m tests.bench.ansible
 	python -m tests.bench.barrier
 	python -m tests.bench.monitor
+	python -m tests.bench.agent
 	python -m tests.bench.display
 
 .PHONY: soak

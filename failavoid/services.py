@@ -28,6 +28,7 @@ from failavoid.documents import PROBLEMS, describe, explain_refusals, refusal
 from failavoid.shared.http import THIS_MACHINE, keeps_tokens
 from failavoid.shared.messages import from_dict
 from failavoid.shared.tokens import Identity, InvalidTokenError, verify
+from failavoid.yaml_lines import line_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -71,29 +72,27 @@ class SettingsError(Exception):
     """A settings file that can't be used: the message names the file, the place and the way out."""
 
 
-def load_settings(cls: type[T], path: str | Path) -> T:
-    """Read the dataclass ``cls`` from a YAML file. Raises SettingsError."""
+def load_settings(cls: type[T], path: str | Path, check: Callable[[T], None] | None = None) -> T:
+    """Read the dataclass ``cls`` from a YAML file. Raises SettingsError with the line that is wrong.
+
+    ``check`` raises ValueError for what the dataclass itself cannot know to be wrong.
+    """
     try:
         text = Path(path).read_text()
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not, and the like
         raise SettingsError(f"{path}: is not YAML: {error}") from error
     try:
-        return from_dict(cls, data or {})
+        settings = from_dict(cls, data or {})
+        if check:
+            check(settings)
     except ValueError as error:
-        raise SettingsError(f"{path}{_line_of(text, str(error))}: {error}") from error
-
-
-def _line_of(text: str, message: str) -> str:
-    """Find the line of the setting that an error of from_dict or a setting's check speaks of."""
-    for number, line in enumerate(text.splitlines(), 1):
-        key = line.split(":")[0].strip(" -")
-        if key and not key.startswith("#") and (f".{key}:" in message or f"{key!r}" in message):
-            return f", line {number}"
-    return ""
+        line = line_of(text, str(error))
+        raise SettingsError(f"{path}{f', line {line}' if line else ''}: {error}") from error
+    return settings
 
 
 def make_app(title: str, secret: bytes, public: str | tuple[str, ...] = ()) -> FastAPI:

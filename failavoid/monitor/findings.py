@@ -12,6 +12,8 @@ log = logging.getLogger(__name__)
 SKEW_S = 2.0  # clocks further apart than this spoil comparisons
 DELAY_S = 2.0
 LOSS = 0.02  # share of samples
+UNHEARD_S = 30.0  # from when a node is in a job until its first sample should have come
+_IS_IT_UP = "although a job runs there: is it up, its agent too, and its clock right? The journal says what is refused"
 
 Subject = tuple[str, str]  # kind, subject
 
@@ -50,13 +52,18 @@ def _ident(finding: Finding) -> str:
     return f"{finding.kind} {finding.subject} {finding.time:.3f}"
 
 
-def of_nodes(nodes: Iterable[NodeHealth], members: set[str]) -> dict[Subject, str]:
-    """What is to be said of how samples arrive; a node that runs no job may be silent."""
+def of_nodes(nodes: Iterable[NodeHealth], members: Mapping[str, float], now: float) -> dict[Subject, str]:
+    """What is to be said of how samples arrive; a node that runs no job may be silent.
+
+    ``members`` are the nodes of jobs, and since when they are known to be.
+    """
     found: dict[Subject, str] = {}
+    unheard = dict(members)
     for node in nodes:
+        unheard.pop(node.node, None)
         if node.silent:
             if node.node in members:
-                found[("silent", node.node)] = "no samples, although a job runs there: is it up, and its agent?"
+                found[("silent", node.node)] = f"no samples any more, {_IS_IT_UP}"
             continue
         if node.recent_loss > LOSS:
             found[("lossy", node.node)] = (
@@ -68,4 +75,7 @@ def of_nodes(nodes: Iterable[NodeHealth], members: set[str]) -> dict[Subject, st
             )
         elif node.delay_s > DELAY_S:
             found[("delayed", node.node)] = f"a sample came more than {DELAY_S:g} s late"
+    for name, since in unheard.items():
+        if now - since >= UNHEARD_S:
+            found[("silent", name)] = f"no sample has come yet, {_IS_IT_UP}"
     return found

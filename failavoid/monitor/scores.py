@@ -22,7 +22,6 @@ class Scorer:
         self._state = state
         self._judged_after_s = judged_after_s
         self._acting = acting
-        self._doubts: dict[str, tuple[float, float]] = {}  # prediction -> predicted s, doubt
         self._calibrations: dict[str, Calibration] = {}
         # what a monitor left open when it ended is followed on
         self._open: dict[Key, Prediction] = {
@@ -38,9 +37,7 @@ class Scorer:
     def predict(self, key: Key, now: float, value: float, predicted_s: float, doubt: float) -> Prediction:
         """A rule has begun to hold for a host."""
         rule, mode, job, host = key
-        interval = None
-        if np.isfinite(predicted_s):
-            interval = list(self.calibration(mode).interval(predicted_s, doubt))
+        foreseen = bool(np.isfinite(predicted_s))
         prediction = Prediction(
             id=f"prediction-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{secrets.token_hex(3)}",
             rule=rule,
@@ -50,13 +47,15 @@ class Scorer:
             job=job,
             time=now,
             value=value,
-            predicted_failure_s=predicted_s if np.isfinite(predicted_s) else None,
-            predicted_failure_interval_s=interval,
+            predicted_failure_s=predicted_s if foreseen else None,
+            predicted_failure_interval_s=list(self.calibration(mode).interval(predicted_s, doubt))
+            if foreseen
+            else None,
+            doubt=doubt if foreseen else None,
         )
         if key in self._open:
             self._end(key, "unknown", now)
         self._open[key] = prediction
-        self._doubts[prediction.id] = (predicted_s, doubt)
         self._state.put(prediction.id, prediction)
         return prediction
 
@@ -71,10 +70,10 @@ class Scorer:
                 self._end(key, "missed", now)
                 continue
             prediction.lead_s = now - prediction.time
-            predicted_s, doubt = self._doubts.get(prediction.id, (np.inf, 1.0))
-            if rule == "robust":
+            predicted_s, doubt = prediction.predicted_failure_s, prediction.doubt
+            if rule == "robust" and predicted_s is not None and doubt is not None:
                 calibration = self.calibration(mode)
-                calibration.learn(predicted_s, doubt, prediction.lead_s, _held(prediction) is True)
+                calibration.learn([(predicted_s, doubt, prediction.lead_s, _held(prediction) is True)])
                 self._state.keep_came_true(mode, calibration.seen)
             self._end(key, "true", now)
 
@@ -93,7 +92,6 @@ class Scorer:
 
     def _end(self, key: Key, outcome: str, now: float) -> None:
         prediction = self._open.pop(key)
-        self._doubts.pop(prediction.id, None)
         prediction.outcome, prediction.ended = outcome, now
         self._state.put(prediction.id, prediction)
 

@@ -27,7 +27,7 @@ from failavoid.monitor.metrics import Metrics
 from failavoid.monitor.migrations import MigrationTimes
 from failavoid.monitor.scores import score
 from failavoid.monitor.settings import Settings
-from failavoid.monitor.sources import Context, open_source
+from failavoid.monitor.sources import Context, check_source, open_source
 from failavoid.monitor.state import State
 from failavoid.monitor.store import Store
 from failavoid.prediction.models import BINS
@@ -72,6 +72,7 @@ class Monitor:
         self.display = Display(settings, self.state, self.follower, self.evaluator, self.evacuations, self.archive)
         self.alerter = Alerter(settings.alerts, settings.display_url, self._seen)
         self._began = time.time()
+        self._members: dict[str, float] = {}  # nodes of jobs, and since when they are known to be
         context = Context(settings.listen, settings.port, secret, self.store, self.follower.is_guest)
         self.sources = [open_source(source.kind, source.options, context) for source in settings.sources]
         self._stopped = threading.Event()
@@ -164,7 +165,8 @@ class Monitor:
         membership = self.follower.membership()
         members = {host for group in self.follower.groups() for host in group.hosts}
         members |= {guest.name for guest in membership.guests if guest.job and guest.state == "ready"}
-        self.evaluator.findings.look("nodes", now, of_nodes(self.store.health(now), members))
+        self._members = {name: self._members.get(name, now) for name in members}
+        self.evaluator.findings.look("nodes", now, of_nodes(self.store.health(now), self._members, now))
         self.evaluator.learner.close(membership)
 
 
@@ -218,6 +220,15 @@ def build_app(monitor: Monitor, secret: bytes) -> FastAPI:
     return app
 
 
+def check_sources(settings: Settings) -> None:
+    """Refuse sources that could not be opened. Raises ValueError."""
+    for number, source in enumerate(settings.sources):
+        try:
+            check_source(source.kind, source.options)
+        except ValueError as error:
+            raise ValueError(f"Settings.sources[{number}]: {error}") from error
+
+
 def main() -> None:
     """Run until SIGTERM; a setting or a port that can't be used ends it with one sentence."""
     parser = argparse.ArgumentParser(description="Failavoid's monitor")
@@ -226,7 +237,7 @@ def main() -> None:
     arguments = parser.parse_args()
     set_up_logging()
     try:
-        settings = load_settings(Settings, arguments.settings)
+        settings = load_settings(Settings, arguments.settings, check_sources)
         if arguments.check:
             return
         secret = read_secret(settings.secret)

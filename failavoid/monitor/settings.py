@@ -36,14 +36,14 @@ class AlertSettings:
 
     def __post_init__(self) -> None:
         if self.kind not in ("webhook", "mail"):
-            raise ValueError(f"setting 'alerts' has kind {self.kind!r}; use webhook or mail")
+            raise ValueError(f"setting 'kind' is {self.kind!r}; use webhook or mail")
         if self.kind == "webhook" and not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"setting 'alerts' has a webhook with url {self.url!r}; give it as https://...")
+            raise ValueError(f"setting 'url' of a webhook is {self.url!r}; give it as https://...")
         if self.kind == "mail" and not self.to:
-            raise ValueError("setting 'alerts' has mail to nobody; give its receivers as 'to: [ADDRESS]'")
+            raise ValueError("setting 'to' is empty: mail to nobody; give its receivers as [ADDRESS]")
         for occasion in self.occasions:
             if occasion not in OCCASIONS:
-                raise ValueError(f"setting 'alerts' has occasion {occasion!r}; use some of {', '.join(OCCASIONS)}")
+                raise ValueError(f"setting 'occasions' has {occasion!r}; use some of {', '.join(OCCASIONS)}")
 
     @property
     def name(self) -> str:
@@ -108,7 +108,10 @@ class Settings:
             except ValueError as error:
                 raise ValueError(f"setting 'applications', {application!r}: {error}") from error
         for mode in self.modes:
-            mode.settings(self.rules)
+            try:
+                mode.settings(self.rules)
+            except ValueError as error:
+                raise ValueError(f"setting 'modes', {mode.name!r}: {error}") from error
         names = [mode.name for mode in self.modes]
         if len(set(names)) < len(names):
             raise ValueError(f"setting 'modes' names one twice: {', '.join(names)}")

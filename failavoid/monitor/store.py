@@ -20,6 +20,7 @@ _CLOCK_OFF_S = 0.5  # more than a network delays
 _DISORDER_S = 5.0  # several sources bring samples, each in its own order
 _ENTRY_BYTES = 250  # of an entry of the past, besides its JSON
 _WINDOW = 60  # samples, in which loss and delay are looked at
+_SILENT = 3  # samples that a node owes
 _PLACE = {name: place for place, name in enumerate(METRICS)}
 
 
@@ -53,15 +54,18 @@ class Collection:
 class _Node:
     """How one node's samples arrive, over all of its time and over the last one or two windows."""
 
-    __slots__ = ("arrived", "before", "delay", "lost", "now", "received", "sample")
+    __slots__ = ("arrived", "before", "delay", "intervals", "lost", "now", "received", "sample")
 
     def __init__(self) -> None:
         self.received = self.lost = 0
         self.arrived = self.delay = 0.0
+        self.intervals = (0.0, 0.0)  # between its last samples: the shorter is its own, the longer may be an outage
         self.sample: Sample | None = None
         self.now = self.before = (0, 0, math.inf)  # received, lost, least delay
 
     def take(self, sample: Sample, arrived: float, lost: int) -> None:
+        if self.sample is not None:
+            self.intervals = (self.intervals[1], (sample.time - self.sample.time) / (lost + 1))
         self.sample, self.arrived, self.delay = sample, arrived, arrived - sample.time
         self.received += 1
         self.lost += lost
@@ -90,7 +94,7 @@ class _Node:
             recent_loss=(lost + lost_before) / sent if sent else 0.0,
             delay_s=self.delay - quickest,
             skew_s=-quickest,
-            silent=now - self.arrived > stale_s,
+            silent=now - self.arrived > max(stale_s, _SILENT * min(self.intervals)),
         )
 
 

@@ -115,8 +115,7 @@ def summarise(group_size: int, leaking: int | None, outcomes: Sequence[Outcome],
     covered: list[bool] = []
     for outcome in outcomes:
         held = [calibration.holds(*prediction) for prediction in outcome.predictions]
-        for prediction, one in zip(outcome.predictions, held, strict=True):
-            calibration.learn(*prediction, one)
+        calibration.learn([(*prediction, one) for prediction, one in zip(outcome.predictions, held, strict=True)])
         covered += held
     events = sum(outcome.events for outcome in outcomes)
     leads = [lead for outcome in outcomes for lead in outcome.leads_s]

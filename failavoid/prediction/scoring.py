@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 
 import numpy as np
 
 KEPT = 400
 _ALIKE = 10.0  # times longer or shorter: predictions within this teach about each other
-_ENOUGH = 19  # of them, that the 10 % and the 90 % quantile are no extremes
-# What is believed before enough came true: quantiles of a normal distribution of this width
+_NEIGHBOURS = 19  # of them, that the 10 % and the 90 % quantile are no extremes
+_ENOUGH = 9  # the extremes of so many hold the next one with a probability of 80 %
+# What is believed before that: quantiles of a normal distribution of this width
 _PRIOR = 5
 _PRIOR_WIDTH = 1.0
 _MISSES = 0.2  # of the intervals are to miss
-_STEP = 0.05  # by which each that came true moves the share aimed at
-
+_STEP = 0.1  # of the difference between the misses of what came true together and these, that the aim moves by
 
 Seen = tuple[float, float, bool]  # predicted time (s), deviation, whether the interval held
+Came = tuple[float, float, float, bool]  # predicted time (s), doubt, actual time (s), whether the interval held
 
 
 class Calibration:
@@ -30,7 +31,8 @@ class Calibration:
     hours to go is told in other ways than one that has seconds.
 
     And adaptive (Gibbs and Candès, 2021): what comes is not always like what was. Each interval that missed lets the
-    next ones aim at fewer misses than a fifth, each that held at more, so that in the long run a fifth miss.
+    next ones aim at fewer misses than a fifth, each that held at more, so that in the long run a fifth miss. Hosts that
+    failed together count as one, because none of their intervals could know of the others'.
     """
 
     def __init__(self, seen: Iterable[Seen] = ()) -> None:
@@ -39,21 +41,28 @@ class Calibration:
         self._seen: deque[Seen] = deque(maxlen=KEPT)
         self._aim = _MISSES
         for one in seen:
-            self._take(one)
+            self._take([one])
 
     @property
     def seen(self) -> list[Seen]:
         """What was learned, the oldest first."""
         return list(self._seen)
 
-    def learn(self, predicted_s: float, doubt: float, actual_s: float, held: bool) -> None:
-        """Take up a prediction that came true ``actual_s`` after it was made, and whether its interval held that."""
-        if 0 < predicted_s < math.inf and actual_s > 0 and doubt > 0:
-            self._take((predicted_s, _deviation(predicted_s, doubt, actual_s), held))
+    def learn(self, came: Sequence[Came]) -> None:
+        """Take up predictions that came true together, so that none of them could be known to another."""
+        self._take(
+            [
+                (predicted_s, _deviation(predicted_s, doubt, actual_s), held)
+                for predicted_s, doubt, actual_s, held in came
+                if 0 < predicted_s < math.inf and actual_s > 0 and doubt > 0
+            ]
+        )
 
-    def _take(self, one: Seen) -> None:
-        self._seen.append(one)
-        self._aim = min(2 * _MISSES, max(0.0, self._aim + _STEP * (_MISSES - (not one[2]))))
+    def _take(self, together: list[Seen]) -> None:
+        if together:
+            self._seen.extend(together)
+            missed = sum(not held for _, _, held in together) / len(together)
+            self._aim = min(2 * _MISSES, max(0.0, self._aim + _STEP * (_MISSES - missed)))
 
     def holds(self, predicted_s: float, doubt: float, actual_s: float) -> bool:
         """Whether the interval holds what came: not by its ends in seconds, which rounding moves."""
@@ -63,9 +72,9 @@ class Calibration:
     def quantiles(self, predicted_s: float) -> tuple[float, float]:
         """(low, high) deviations that enclose that of a prediction of this time with a probability of 80 %."""
         seen = self.seen
-        if len(seen) > _ENOUGH and 0 < predicted_s < math.inf:
+        if len(seen) > _NEIGHBOURS and 0 < predicted_s < math.inf:
             apart = np.abs(np.log([one[0] for one in seen]) - math.log(predicted_s))
-            count = max(_ENOUGH, int((apart <= math.log(_ALIKE)).sum()))
+            count = max(_NEIGHBOURS, int((apart <= math.log(_ALIKE)).sum()))
             seen = [seen[place] for place in np.argsort(apart, kind="stable")[:count]]
         prior = self._prior if len(seen) < _ENOUGH else []
         # Weibull's ranks, p (n + 1), are the conformal ones: the next observation is one more than was seen

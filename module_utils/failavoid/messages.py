@@ -126,6 +126,7 @@ class Prediction:
     value: float
     predicted_failure_s: Optional[float] = None
     predicted_failure_interval_s: Optional[List[float]] = None
+    doubt: Optional[float] = None  # of the logarithm of that time, its standard deviation as it was thought
     outcome: str = "open"
     ended: Optional[float] = None
     lead_s: Optional[float] = None  # from the prediction to the failure
@@ -789,7 +790,13 @@ def _decode_dataclass(kind: Any, data: Any, where: str) -> Any:
     for name in required:
         if name not in data:
             raise ValueError(f"{where}: field {name!r} is missing")
-    return kind(**{name: _decode(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+    values = {name: _decode(hints[name], value, f"{where}.{name}") for name, value in data.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:  # of a check of its own, which does not know where it is
+        if "." not in where and "[" not in where:
+            raise
+        raise ValueError(f"{where}: {error}") from error
 
 
 @functools.cache

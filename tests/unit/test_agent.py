@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from failavoid.agent import sensors
 from failavoid.agent.ipmi import parse
 from failavoid.agent.sampler import PAGE_KB, Sampler
 from failavoid.agent.sensors import Sensors
@@ -189,9 +191,55 @@ def test_a_machine_without_sensors_sends_none_and_one_that_loses_one_the_others(
     assert sensors.read() == {"temperature_c": 45.0}
 
 
+def test_memory_errors_are_counted_an_hour(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(sensors, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    put(tmp_path / "devices/system/edac/mc/mc0", ce_count=3, ue_count=0)
+    found, rates = Sensors(str(tmp_path)), []
+    for minute in range(0, 151, 10):  # forty in the half hour after the first
+        now[0] = 1000.0 + 60 * minute
+        (tmp_path / "devices/system/edac/mc/mc0/ce_count").write_text(str(3 + min(40, max(0, minute - 30) * 4 // 3)))
+        rates.append(found.read()["ecc_corrected_per_h"])
+    assert rates[3] == 0
+    assert rates[6] == 40
+    assert rates[-1] == 0  # as many again in no hour since
+
+
 def test_what_ipmitool_prints_is_understood():
     text = "CPU1 Temp,52,degrees C,ok\nInlet,23,degrees C,ok\nFAN1,5600,RPM,ok\nFAN2,,RPM,ns\nVcore,1.2,Volts,ok\n"
     assert parse(text) == {"temperature_c": 52.0, "fan_rpm": 5600.0}
+
+
+IPMITOOL = """#!/bin/sh
+[ "$*" = "-c sdr list full" ] || exit 2
+echo "CPU1 Temp,52,degrees C,ok"
+echo "FAN1,5600,RPM,ok"
+"""
+
+
+@pytest.mark.parametrize(("script", "offered"), [(IPMITOOL, True), ("#!/bin/sh\nexit 1\n", False)])
+def test_an_agent_sends_what_a_management_controller_says_and_goes_on_without(tmp_path, listener, script, offered):
+    """ipmitool is played: there is no management controller to ask."""
+    (tmp_path / "ipmitool").write_text(script)
+    (tmp_path / "ipmitool").chmod(0o755)
+    where = f"127.0.0.1:{listener.getsockname()[1]}"
+    path = write(tmp_path, monitor=where, interval_s=0.05, controller="", plugins=["failavoid.agent.ipmi"])
+    process = start(path, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    decoder, found, deadline = Decoder(functools.partial(mint, SECRET)), {}, time.monotonic() + 20
+    try:
+        samples = 0
+        while time.monotonic() < deadline and samples < 20 and "fan_rpm" not in found:
+            found = decoder.decode(listener.recv(65536), time.time()).content()[0]
+            samples += not offered
+    finally:
+        status, errors = stop(process)
+    assert status == 0
+    assert found["mem_total_kb"] > 0
+    if offered:
+        assert (found["temperature_c"], found["fan_rpm"], errors) == (52.0, 5600.0, "")
+    else:
+        assert "fan_rpm" not in found
+        assert errors.count("ipmitool gives no answer") == 1
 
 
 def test_a_plugin_offers_more_metrics(fake_proc):

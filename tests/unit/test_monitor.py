@@ -19,7 +19,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from failavoid.monitor.groups import groups_of
-from failavoid.monitor.service import Monitor, build_app
+from failavoid.monitor.service import Monitor, build_app, check_sources
 from failavoid.monitor.settings import Settings
 from failavoid.monitor.store import Store
 from failavoid.prediction.settings import RuleSettings
@@ -379,8 +379,24 @@ def test_nodes_that_are_gone_are_forgotten():
     [
         ("port: 7411\nrule: magic\n", "line 2.*'rule' is 'magic'; use one of robust, paper, paper-learned, threshold"),
         ("metric: swap\n", "line 1.*'metric' is 'swap'; use one of unavailable, active"),
-        ("rules:\n  sigma: 2\n  treshold: 0.8\n", "unknown field 'treshold'"),
+        ("rules:\n  sigma: 2\n  treshold: 0.8\n", "line 3.*unknown field 'treshold'"),
         ("rules:\n  sigma: 2\n  threshold: 75\n", "line 3.*'threshold' is 75"),
+        ("rules: {threshold: 0.8}\napplications:\n  a:\n    threshold: 8\n", "line 4.*'a': setting 'threshold' is 8"),
+        ("rules: {z: 4}\napplications:\n  a: {zz: 8}\n", "line 3.*'a': unknown setting 'zz'"),
+        (
+            "modes:\n  - {name: heat, metric: temperature_c, normal: 40, failure: 100}\n"
+            "  - name: fan\n    metric: fan\n    normal: 1\n    failure: 2\n",
+            "line 4.*'metric' is 'fan'",
+        ),
+        (
+            "modes:\n  - {name: heat, metric: temperature_c, normal: 40, failure: 100}\n"
+            "  - {name: fan, metric: fan_rpm, normal: 9000, failure: 1000, rules: {z: 0}}\n",
+            "line 3.*'fan': setting 'z' is 0",
+        ),
+        ("alerts:\n  - kind: mail\n    to: [a]\n  - kind: pager\n", "line 4.*'kind' is 'pager'"),
+        ("sources:\n  - kind: agents\n  - kind: telepathy\n", "line 3.*installed are agents"),
+        ("sources:\n  - kind: ldms\n    options:\n      path: x.csv\n", "line 4.*give the whole path"),
+        ("sources:\n  - kind: agents\n    options: {speed: 1}\n", "line 3.*unknown option 'speed'"),
         ("interval_s: 0\n", "line 1.*'interval_s' is 0"),
         ("controller: head:7413\n", "line 1.*'controller' is 'head:7413'; give it as https://"),
     ],
@@ -388,7 +404,7 @@ def test_nodes_that_are_gone_are_forgotten():
 def test_bad_settings_are_refused_with_line_and_name(tmp_path, text, complaint):
     (tmp_path / "monitor.yml").write_text(text)
     with pytest.raises(SettingsError, match=complaint):
-        load_settings(Settings, tmp_path / "monitor.yml")
+        load_settings(Settings, tmp_path / "monitor.yml", check_sources)
 
 
 def test_settings_for_the_paper_are_read(tmp_path):

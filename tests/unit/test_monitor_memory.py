@@ -1,15 +1,16 @@
 """What the monitor remembers, learns and finds: across collections, jobs and its own restarts."""
 
-import csv
 import json
+import os
 import re
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from display_site import free_port
+from services_served import served
 
 from failavoid.monitor.archive import Archive
 from failavoid.monitor.evaluation import Evaluator
@@ -18,11 +19,12 @@ from failavoid.monitor.groups import Group, application_of, groups_of
 from failavoid.monitor.learning import Learner
 from failavoid.monitor.migrations import durations
 from failavoid.monitor.scores import Scorer, score
+from failavoid.monitor.service import Monitor, build_app
 from failavoid.monitor.settings import Settings
-from failavoid.monitor.sources import Context, open_source
 from failavoid.monitor.state import State
 from failavoid.monitor.store import Collection, Store
 from failavoid.prediction.modes import Mode
+from failavoid.services import Tls
 from failavoid.shared.messages import (
     METRICS,
     Evacuation,
@@ -37,7 +39,10 @@ from failavoid.shared.messages import (
     Sample,
     Step,
 )
+from failavoid.shared.tokens import mint
 
+PROJECT = Path(__file__).parents[2]
+SECRET = b"s" * 48
 HOSTS = ("a", "b", "c", "d", "e")
 KEY = ("robust", "memory", "job-1", "a")
 
@@ -161,14 +166,61 @@ def test_a_prediction_whose_host_leaves_its_job_stays_unknown():
     assert score([one])[0].precision is None
 
 
-def test_what_is_open_is_followed_on_after_a_restart(tmp_path):
+def test_what_is_open_is_followed_on_after_a_restart_and_teaches_too(tmp_path):
     state = State(str(tmp_path))
     Scorer(state, 3600, "robust").predict(KEY, 10.0, 0.8, 60.0, 0.05)
     state.close()
     again = State(str(tmp_path))
-    Scorer(again, 3600, "robust").failed(["robust"], "memory", "job-1", "a", 65.0, 0.9)
+    scorer = Scorer(again, 3600, "robust")
+    scorer.failed(["robust"], "memory", "job-1", "a", 65.0, 0.9)
     (one,) = again.all(Prediction)
     assert (one.outcome, one.lead_s) == ("true", 55.0)
+    again.close()
+    (seen,) = Scorer(State(str(tmp_path)), 3600, "robust").calibration("memory").seen
+    low, high = one.predicted_failure_interval_s
+    assert seen == (60.0, pytest.approx(np.log(55 / 60) / 0.05), low <= 55 <= high)
+
+
+def test_how_good_the_rules_were_is_shown_on_the_command_line():
+    nobody = "http://127.0.0.1:1"
+    settings = Settings(
+        listen="127.0.0.1", port=free_port(), tls=Tls(enabled=False), resource_manager=nobody, controller=nobody
+    )
+    monitor = Monitor(settings, SECRET)
+    scorer = monitor.evaluator.scorer
+    for host, lead_s in (("a", 40.0), ("b", 60.0), ("c", 0.0)):
+        if lead_s:
+            scorer.predict(("robust", "memory", "job-1", host), 100.0, 0.8, 50.0, 0.2)
+        scorer.failed(["robust"], "memory", "job-1", host, 100.0 + lead_s, 0.9)
+    scorer.predict(("robust", "memory", "job-1", "d"), 100.0, 0.8, 50.0, 0.2)
+    scorer.cleared(("robust", "memory", "job-1", "d"), 130.0)
+    try:
+        with served(build_app(monitor, SECRET)) as url:
+            environment = {
+                **os.environ,
+                "FAILAVOID_MONITOR_URL": url,
+                "FAILAVOID_TOKEN": mint(SECRET, "reader", "someone"),
+                "COLUMNS": "200",
+            }
+            command = [sys.executable, "-m", "failavoid.cli.main", "predictions"]
+            shown, document = (
+                subprocess.run(
+                    [*command, *more], env=environment, cwd=PROJECT, capture_output=True, text=True, check=True
+                )
+                for more in ((), ("--json",))
+            )
+    finally:
+        for source in monitor.sources:
+            source.start()
+            source.stop()
+        monitor.state.close()
+    (rule,) = json.loads(document.stdout)["rules"]
+    assert (rule["true"], rule["false"], rule["missed"]) == (2, 1, 1)
+    assert (rule["precision"], rule["recall"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert rule["lead_median_s"] == pytest.approx(50)
+    (line,) = [line for line in shown.stdout.splitlines() if "robust *" in line]
+    assert re.findall(r"[\d.]+ %|\b\d+\b", line)[:5] == ["3", "2", "1", "0", "0"], line
+    assert "missed" in shown.stdout
 
 
 # --- learning
@@ -253,11 +305,23 @@ def test_loss_delay_a_clock_that_is_off_and_silence_are_noticed():
     assert health["lossy"].recent_loss == pytest.approx(0.5)
     assert health["lossy"].lost == 70
     assert health["behind"].skew_s == pytest.approx(-7.0)
-    assert of_nodes(health.values(), set(health)).keys() == {
+    assert of_nodes(health.values(), dict.fromkeys(health, 0.0), 70.0).keys() == {
         ("lossy", "lossy"),
         ("skewed", "behind"),
         ("silent", "silent"),
     }
+
+
+def test_a_node_of_a_job_that_was_never_heard_is_silent_too():
+    members = {"new": 90.0, "never-heard": 0.0}
+    assert of_nodes([], members, 100.0).keys() == {("silent", "never-heard")}
+
+
+def test_a_node_that_samples_seldom_is_silent_only_when_it_owes_several_samples():
+    store = Store(3600.0, 5.0)
+    for second in (0.0, 10.0, 20.0, 900.0, 910.0):  # an outage says nothing of how often it samples
+        store.take(Sample("guest-1", "guest", second, {"mem_total_kb": 1.0}), second)
+    assert [store.health(910.0 + later)[0].silent for later in (10.5, 29.0, 31.0)] == [False, False, True]
 
 
 def test_a_host_whose_clock_is_behind_is_judged_by_what_it_sends_now():
@@ -286,8 +350,8 @@ def test_a_finding_is_said_when_it_begins_and_when_it_is_over():
     state = State("")
     findings = Findings(state)
     node = NodeHealth("a", "host", 0.0, 10, 0, 0.0, 0.0, 0.0, True)
-    for now, members in ((1.0, {"a"}), (2.0, {"a"}), (3.0, set())):
-        findings.look("nodes", now, of_nodes([node], members))
+    for now, members in ((1.0, {"a": 1.0}), (2.0, {"a": 1.0}), (3.0, {})):
+        findings.look("nodes", now, of_nodes([node], members, now))
     (finding,) = state.all(Finding)
     assert (finding.kind, finding.subject, finding.time, finding.ended) == ("silent", "a", 1.0, 3.0)
 
@@ -333,92 +397,3 @@ def test_the_archive_stays_within_its_limit(tmp_path):
     archive.add(collected(1000.0, np.full(5, 0.4)), [])
     archive.stop()
     assert [path.name for path in tmp_path.glob("*.npz")] == ["19700101-001640.npz"]
-
-
-# --- other sources
-
-
-def context(store):
-    return Context("127.0.0.1", 0, b"s" * 48, store, lambda _name, _uuid: False)
-
-
-def eventually(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "this never came about"
-        time.sleep(0.02)
-
-
-class Prometheus(ThreadingHTTPServer):
-    """Answers instant queries for two hosts' memory as a Prometheus server does."""
-
-    def __init__(self):
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_):
-                pass
-
-            def do_GET(self):
-                query = parse_qs(urlsplit(self.path).query)["query"][0]
-                known = {
-                    "node_memory_MemTotal_bytes{job='n'} / 1024": "1000",
-                    "node_memory_MemAvailable_bytes{job='n'} / 1024": "250",
-                }
-                rows = [
-                    {"metric": {"instance": f"{host}.site:9100"}, "value": [1000.5, known[query]]}
-                    for host in ("h1", "h2")
-                    if query in known
-                ]
-                body = json.dumps({"status": "success", "data": {"resultType": "vector", "result": rows}}).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-
-
-def test_prometheus_gives_samples_of_the_hosts_it_scrapes():
-    store, server = Store(3600.0, 5.0), Prometheus()
-    options = {"url": f"http://127.0.0.1:{server.server_port}", "selector": "job='n'"}
-    source = open_source("prometheus", options, context(store))
-    source.start()
-    try:
-        eventually(lambda: len(store.last()) == 2)
-    finally:
-        source.stop()
-        server.shutdown()
-        server.server_close()
-    assert store.last()[0] == Sample("h1", "host", 1000.5, {"mem_total_kb": 1000.0, "mem_available_kb": 250.0})
-
-
-def test_an_ldms_file_is_followed_from_its_end_on(tmp_path):
-    path, store = tmp_path / "meminfo.csv", Store(3600.0, 5.0)
-    header = ["#Time", "ProducerName", "MemTotal", "MemAvailable"]
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, [1.0, "old", 1000, 500]])
-    source = open_source("ldms", {"path": str(path)}, context(store))
-    source.start()
-    try:
-        time.sleep(0.5)
-        with path.open("a", newline="") as file:
-            csv.writer(file).writerow([2.0, "h1.site", 1000, 250])
-        eventually(store.last)
-    finally:
-        source.stop()
-    assert store.last() == [Sample("h1", "host", 2.0, {"mem_total_kb": 1000.0, "mem_available_kb": 250.0})]
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "complaint"),
-    [
-        ("telepathy", {}, "installed are agents, ldms, prometheus"),
-        ("prometheus", {}, "give it as http://"),
-        ("prometheus", {"uri": "x"}, "unknown option 'uri'"),
-        ("ldms", {"path": "meminfo.csv"}, "give the whole path"),
-        ("ldms", {"path": 3}, "str is needed"),
-    ],
-)
-def test_a_source_that_is_set_up_wrongly_is_refused(kind, options, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        open_source(kind, options, context(Store(1.0, 1.0)))

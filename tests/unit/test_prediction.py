@@ -98,7 +98,7 @@ def test_intervals_learn_to_hold_four_of_five_failures():
     for actual in 100 * np.exp(0.05 * 4 * rng().standard_normal(1500)):  # four times the doubt that was thought
         low, high = calibration.interval(100.0, 0.05)
         inside.append(low <= actual <= high)
-        calibration.learn(100.0, 0.05, actual, inside[-1])
+        calibration.learn([(100.0, 0.05, actual, inside[-1])])
     assert np.mean(inside[300:]) == pytest.approx(0.8, abs=0.04)
 
 
@@ -107,8 +107,36 @@ def test_intervals_hold_four_of_five_failures_also_when_what_comes_is_not_like_w
     for number, one in enumerate(rng().standard_normal(400)):
         actual = 100 * np.exp(0.05 * one * (1 if number < 200 else 4))
         held.append(calibration.holds(100.0, 0.05, actual))
-        calibration.learn(100.0, 0.05, actual, held[-1])
-    assert np.mean(held[200:]) > 0.75
+        calibration.learn([(100.0, 0.05, actual, held[-1])])
+    assert np.mean(held[200:]) == pytest.approx(0.8, abs=0.05)
+
+
+@pytest.mark.parametrize("off", [0.1, 0.3, 1.0, 3.0])  # of the doubt
+def test_intervals_hold_four_of_five_of_the_first_fifty_however_wrong_the_doubt_was(off):
+    shares, random = [], rng()
+    for _ in range(10):
+        calibration, held = Calibration(), []
+        for actual in 100 * np.exp(0.5 * off * random.standard_normal(50)):
+            held.append(calibration.holds(100.0, 0.5, actual))
+            calibration.learn([(100.0, 0.5, actual, held[-1])])
+        shares.append(np.mean(held))
+    assert np.mean(shares) == pytest.approx(0.8, abs=0.04)
+    assert np.ptp(shares) < 0.15
+
+
+def test_hosts_that_failed_together_widen_the_next_interval_no_more_than_one():
+    came = [(100.0, 0.5, 100 * np.exp(0.5 * one), True) for one in rng().standard_normal(60)]
+    together, apart = Calibration(), Calibration()
+    for calibration in (together, apart):
+        for one in came:
+            calibration.learn([one])
+    missed = [(*one[:3], False) for one in came[:10]]
+    together.learn(missed)
+    for one in missed:
+        apart.learn([one])
+    assert together.seen == apart.seen
+    widths = [high - low for low, high in (calibration.quantiles(100.0) for calibration in (together, apart))]
+    assert widths[0] < 0.8 * widths[1]
 
 
 def test_what_short_predictions_teach_is_not_believed_of_long_ones():
@@ -116,7 +144,7 @@ def test_what_short_predictions_teach_is_not_believed_of_long_ones():
     noise = rng().standard_normal(200)
     for one in noise:
         for predicted, actual in ((20.0, 20.0 * np.exp(0.05 * one)), (2000.0, 2000.0 * np.exp(0.05 * 6 * one))):
-            calibration.learn(predicted, 0.05, actual, calibration.holds(predicted, 0.05, actual))
+            calibration.learn([(predicted, 0.05, actual, calibration.holds(predicted, 0.05, actual))])
     short, long = calibration.quantiles(20.0), calibration.quantiles(2000.0)
     assert short[1] - short[0] < 4
     assert long[1] - long[0] > 10

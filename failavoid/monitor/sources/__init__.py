@@ -1,7 +1,8 @@
 """Where samples come from. A source is a plug-in: an entry point of the group `failavoid.sources`.
 
 Its object is called with (options, context) and returns a `Source`; ``options`` are what the site's settings say
-for it, and a ValueError says which of them is wrong.
+for it, and a ValueError says which of them is wrong. If it has a function ``check``, that is called with the options
+when settings are read, and says so before anything is opened.
 """
 
 from __future__ import annotations
@@ -39,11 +40,22 @@ class Context:
 
 def open_source(kind: str, options: dict[str, Any], context: Context) -> Source:
     """Make the source that a plug-in of this name offers. Raises ValueError."""
+    source: Source = _load(kind)(options, context)
+    return source
+
+
+def check_source(kind: str, options: dict[str, Any]) -> None:
+    """Refuse a source that is not installed, and options that its plug-in will not take. Raises ValueError."""
+    check = getattr(_load(kind), "check", None)
+    if check:
+        check(options)
+
+
+def _load(kind: str) -> Any:
     found = {point.name: point for point in entry_points(group=GROUP)}
     if kind not in found:
         raise ValueError(f"setting 'kind' of a source is {kind!r}; installed are {', '.join(sorted(found))}")
-    source: Source = found[kind].load()(options, context)
-    return source
+    return found[kind].load()
 
 
 def take_options(kind: str, options: dict[str, Any], **known: Any) -> dict[str, Any]:

@@ -24,8 +24,13 @@ SAY_EVERY_S = 30.0
 class Receiver:
     """Hears the hosts and guests of this site alone."""
 
-    def __init__(self, options: dict[str, Any], context: Context) -> None:
+    @staticmethod
+    def check(options: dict[str, Any]) -> None:
+        """There are none to be given. Raises ValueError."""
         take_options("agents", options)
+
+    def __init__(self, options: dict[str, Any], context: Context) -> None:
+        self.check(options)
         family = socket.AF_INET6 if ":" in context.listen else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
         try:
@@ -35,11 +40,12 @@ class Receiver:
         self._socket.settimeout(0.5)
         self._socket.bind((context.listen, context.port))
         self.port: int = self._socket.getsockname()[1]
-        granted = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
-        if granted < BUFFER_BYTES:
+        # the kernel says twice what it grants: half of it is for its own use
+        self.buffer_bytes = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+        if self.buffer_bytes < BUFFER_BYTES:
             log.info(
                 "the kernel buffers %d kB of samples; with thousands of hosts, let it: net.core.rmem_max=%d",
-                granted >> 10,
+                self.buffer_bytes >> 10,
                 BUFFER_BYTES,
             )
         self._decoder = Decoder(functools.partial(mint, context.secret))

@@ -26,10 +26,16 @@ _COLUMNS = {"MemTotal": "mem_total_kb", "MemAvailable": "mem_available_kb", "Act
 class LdmsSource:
     """Follows in a thread of its own; a file that is not there yet is waited for."""
 
+    @staticmethod
+    def check(options: dict[str, Any]) -> Path:
+        """Return the path of the file. Raises ValueError."""
+        path = Path(take_options("ldms", options, path="")["path"])
+        if not path.is_absolute():
+            raise ValueError(f"source ldms: option 'path' is {str(path)!r}; give the whole path of the CSV file")
+        return path
+
     def __init__(self, options: dict[str, Any], context: Context) -> None:
-        self._path = Path(take_options("ldms", options, path="")["path"])
-        if not self._path.is_absolute():
-            raise ValueError(f"source ldms: option 'path' is {str(self._path)!r}; give the whole path of the CSV file")
+        self._path = self.check(options)
         self._store = context.store
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ldms", daemon=True)

@@ -42,10 +42,20 @@ QUERIES = {
 class PrometheusSource:
     """Polls in a thread of its own; a server that is away is asked again."""
 
-    def __init__(self, options: dict[str, Any], context: Context) -> None:
+    @staticmethod
+    def check(options: dict[str, Any]) -> dict[str, Any]:
+        """Return all options. Raises ValueError."""
         taken = take_options("prometheus", options, url="", interval_s=5.0, selector="", label="instance")
-        if not str(taken["url"]).startswith(("http://", "https://")):
+        if not taken["url"].startswith(("http://", "https://")):
             raise ValueError(f"source prometheus: option 'url' is {taken['url']!r}; give it as http://ADDRESS:PORT")
+        if not 0.1 <= taken["interval_s"] <= 3600:
+            raise ValueError(
+                f"source prometheus: option 'interval_s' is {taken['interval_s']}; give seconds from 0.1 to 3600"
+            )
+        return taken
+
+    def __init__(self, options: dict[str, Any], context: Context) -> None:
+        taken = self.check(options)
         self._client = httpx.Client(base_url=taken["url"], timeout=TIMEOUT_S)
         self._interval_s = float(taken["interval_s"])
         self._selector, self._label = taken["selector"], taken["label"]
