@@ -22,7 +22,7 @@ LEAST_MEMORY_MIB = 1024
 IMAGE_MIB = 2048  # building a root, and the packages
 CLOCK_S = 2.0  # by how much clocks may differ
 WITHOUT_HANDLES = ("overlay", "tmpfs", "ramfs", "aufs")  # what an NFS server can't export, or what forgets
-_MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")  # of one card: a group's address has the first octet's last bit
+_MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")  # of one card: with an odd first octet it is a group's
 
 
 @dataclass
@@ -181,8 +181,8 @@ def _netboot(site: Site, heads: List[Host], workers: List[Host]) -> Iterator[str
         )
     if servers and not booted:
         yield (
-            "There is a netboot_server, and no host has a netboot_mac, so that nobody would be answered: give it to the "
-            "hosts that boot over the network, or take the group away."
+            "There is a netboot_server, and no host has a netboot_mac, so that nobody would be answered: give it to "
+            "the hosts that boot over the network, or take the group away."
         )
     if booted and not servers:
         yield (
@@ -192,8 +192,8 @@ def _netboot(site: Site, heads: List[Host], workers: List[Host]) -> Iterator[str
     for host in booted:
         if host.mac.isdigit():
             yield (
-                f"{host.name}: netboot_mac is the number {host.mac}, which is what YAML makes of some hardware addresses: "
-                "write it in quotes."
+                f"{host.name}: netboot_mac is the number {host.mac}, which is what YAML makes of some hardware "
+                "addresses: write it in quotes."
             )
         elif not _MAC.fullmatch(host.mac.lower()):
             yield (

@@ -15,7 +15,9 @@ BIOS, UEFI_X86_64 = 0, 7  # RFC 4578
 READ, DATA, ERROR = 1, 3, 5  # TFTP, RFC 1350
 
 
-def offer(interface: str, mac: str, architecture: int = BIOS, ipxe: bool = False, patience_s: float = 3) -> dict[str, str]:
+def offer(
+    interface: str, mac: str, architecture: int = BIOS, ipxe: bool = False, patience_s: float = 5
+) -> dict[str, str]:
     """Ask for an address by DHCP as a card's firmware does, and return what is offered: ``address``, ``boot_file``.
 
     Returns an empty dictionary if nobody answers in ``patience_s`` seconds.

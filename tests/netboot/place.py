@@ -1,4 +1,4 @@
-"""What the tests of hosts that boot over the network make: an image store, a head in a container, QEMU machines on its bridge.
+"""What the tests of network boot make: an image store, a head in a container, QEMU machines on its bridge.
 
 All of it lies in build/netboot, with names and addresses of its own, so that a testbed can run beside it.
 """
@@ -19,11 +19,13 @@ import yaml
 
 from failavoid.demo.site import Site, read_inventory
 from failavoid.shared import containers
+from failavoid.shared.sysimage import parse_declaration, root_digest
 
-PROJECT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parents[1]
 FOLDER = PROJECT / "build" / "netboot"
 STORE = FOLDER / "sysimage"
-BUILT = Path("/var/lib/failavoid/sysimage")  # where 'make testbed' leaves the image; its root is taken, if it is the same
+BUILT = Path("/var/lib/failavoid/sysimage")  # where 'make testbed' leaves the image
 BRIDGE, MACHINES_ADDRESS, NETWORK, PREFIX = "failavoid1", "10.78.0.254", "10.78.0.0/16", 16
 HEAD, HEAD_ADDRESS = "boothead", "10.78.0.1"
 BOOT_S = 900  # an emulated machine's systemd starts libvirt and all that in a minute of an idle machine's time
@@ -113,12 +115,9 @@ def make() -> Site:
     clean()
     bed = testbed()
     (STORE / "roots").mkdir(parents=True, exist_ok=True)
-    for root in (BUILT / "roots").glob("[0-9a-f]*"):  # a root of the same content has the same name
-        if not (STORE / "roots" / root.name).exists():
-            _copy(root, STORE / "roots" / root.name)
+    _take_root()
     host_key = FOLDER / "host_key"
-    with containers.locked():
-        containers.prepare(bed)
+    containers.prepare(bed)
     for path in (host_key, host_key.with_suffix(".pub")):
         path.unlink(missing_ok=True)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "host", "-f", host_key], check=True)
@@ -127,35 +126,38 @@ def make() -> Site:
     known = "".join(f"{booted.address} {_public(host_key)}" for booted in (BIOS, UEFI))
     (FOLDER / "known_hosts").write_text((bed.base / "ssh/known_hosts").read_text() + known)
     play(hosts, "sysimage.yml", "--limit", "machine", sysimage_builder="machine")
-    with containers.locked():
-        containers.start(bed, bed.containers[0])
-        containers.await_ready(bed, bed.containers[0])
+    containers.start(bed, bed.containers[0])
+    containers.await_ready(bed, bed.containers[0], BOOT_S)
     play(hosts, "netboot.yml")
     return read_inventory(hosts)
 
 
 def clean() -> None:
     """Leave nothing that runs; roots and packages stay for the next time."""
-    bed = testbed()
-    with containers.locked():
-        containers.clean(bed)
+    containers.clean(testbed())
 
 
 def _public(key: Path) -> str:
     return key.with_suffix(".pub").read_text() if key.suffix != ".pub" else key.read_text()
 
 
-def _copy(root: Path, copy: Path) -> None:
-    """Have a root's files by other names of theirs, or copies where it lies on another file system."""
-    part = copy.with_name(f".building-{copy.name}")
-    words = ["cp", "-a", *(("-l",) if os.stat(root).st_dev == os.stat(copy.parent).st_dev else ()), root, part]
-    subprocess.run(words, check=True)
+def _take_root() -> None:
+    """Take the image's root from where 'make testbed' left it, if it is there; its files get further names."""
+    files = PROJECT / "roles/sysimage/files"
+    sources = {path.name: path.read_text() for path in files.iterdir()}
+    digest = root_digest(parse_declaration(yaml.safe_load(sources["sysimage.yml"]), sources))
+    root, copy = BUILT / "roots" / digest, STORE / "roots" / digest
+    if copy.exists() or not root.exists():
+        return
+    part = copy.with_name(f".building-{digest}")
+    same = root.stat().st_dev == copy.parent.stat().st_dev
+    subprocess.run(["cp", "-a", *(("-l",) if same else ()), root, part], check=True)
     part.rename(copy)
 
 
 def play(hosts: Path, playbook: str, *words: str, **variables: Any) -> str:
     """Run a playbook of the project, or one beside this file, and return what it says."""
-    path = next(folder / playbook for folder in (PROJECT / "playbooks", Path(__file__).parent) if (folder / playbook).exists())
+    path = next(path for path in (PROJECT / "playbooks" / playbook, HERE / playbook) if path.exists())
     command = [Path(sys.executable).parent / "ansible-playbook", "-i", hosts, path, *words]
     given = {"sysimage_store": str(STORE), "sysimage_package_cache": str(FOLDER / "packages"), **variables}
     done = subprocess.run(
@@ -187,7 +189,7 @@ def module(hosts: Path, host: str, name: str, **arguments: Any) -> dict[str, Any
 
 
 class Machine:
-    """A QEMU machine on the bridge: four CPUs on two NUMA nodes, no disk, and a second network card that leads nowhere."""
+    """A QEMU machine on the bridge: four CPUs on two NUMA nodes, no disk, a second card that leads nowhere."""
 
     def __init__(self, booted: Booted) -> None:
         self.booted = booted
@@ -234,9 +236,12 @@ class Machine:
 
     def await_ssh(self) -> None:
         """Wait until it answers on SSH. Raises BootError."""
-        if not containers.wait_for(
-            lambda: containers.answers_ssh(self.booted.address) or self.qemu.poll() is not None, BOOT_S, 1.0
-        ) or self.qemu.poll() is not None:
+        if (
+            not containers.wait_for(
+                lambda: containers.answers_ssh(self.booted.address) or self.qemu.poll() is not None, BOOT_S, 1.0
+            )
+            or self.qemu.poll() is not None
+        ):
             self.await_console("(?!)", 0)
 
     def end(self) -> None:
@@ -244,5 +249,3 @@ class Machine:
         self.qemu.kill()
         self.qemu.wait()
         self._ip("link", "del", self.tap, check=False)
-
-

@@ -79,7 +79,8 @@ def test_a_hosts_netmask_follows_from_the_prefix(prefix, mask):
 
 
 def test_a_host_gets_a_way_out_where_the_site_names_one():
-    assert "ip=10.30.1.1::10.30.0.254:255.255.0.0:node01:boot0:off" in kernel_line("node01", netboot_gateway="10.30.0.254")
+    words = kernel_line("node01", netboot_gateway="10.30.0.254")
+    assert "ip=10.30.1.1::10.30.0.254:255.255.0.0:node01:boot0:off" in words
 
 
 def test_the_initial_ram_disk_reads_every_word_that_the_script_gives_it():
