@@ -3,6 +3,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 SCALE ?= default
 SEQUENCES ?= 6000
+# the release of Debian that hosts and guests run: bookworm or trixie
+SUITE ?= bookworm
+export FAILAVOID_SUITE := $(SUITE)
 # what ansible-test looks at: what says something about modules and a collection, beside what `make lint` does
 SANITY ?= ansible-doc compile ignores import line-endings runtime-metadata shebang validate-modules
 PYTHON ?= /usr/bin/python3
@@ -13,7 +16,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PACKAGES := binutils gcc gnutls-bin libvirt-dev make pkg-config python3-dev python3-venv \
   fuse3 iproute2 lxcfs mmdebstrap openmpi-bin openssh-client procps python3-mpi4py python3-numpy systemd-container
 # for tests alone: the compilers of both MPIs, one of the two module systems, a browser for the display, Prometheus for what it scrapes
-TEST_PACKAGES := chromium gfortran libmpich-dev libopenmpi-dev lmod mpich prometheus
+TEST_PACKAGES := chromium dnsmasq-base gfortran libmpich-dev libopenmpi-dev lmod mpich prometheus
+# machines that boot over the network, one of them with UEFI
+NETBOOT_PACKAGES := ovmf qemu-system-x86
 define install_packages
 	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(1) 2>&1 | awk '!/^installed /'); \
 	if [ -n "$$missing" ]; then echo "== installing Debian packages"; apt-get -q update && \
@@ -85,7 +90,7 @@ demo: venv ## make the testbed and run the demonstration (SCALE=default|rack|pap
 	@python -m failavoid.demo --scale $(SCALE)
 
 .PHONY: testbed
-testbed: venv ## make the testbed's hosts and deploy everything on them
+testbed: venv ## make the testbed's hosts and deploy everything on them (SUITE=bookworm|trixie)
 	@python -m failavoid.demo --scale $(SCALE) --testbed-only
 
 .PHONY: test
@@ -106,6 +111,11 @@ search: venv ## try SEQUENCES new sequences of events on evacuations (6000), a t
 molecule: venv ## each part's scenario on the testbed's hosts: checked, applied twice, looked at from the outside
 	@python -m failavoid.demo --scale default --testbed-only
 	molecule test --all
+
+.PHONY: netboot
+netboot: venv ## boot machines from the system image over the network; guests on the right and the wrong NUMA node
+	$(call install_packages,$(NETBOOT_PACKAGES))
+	python -m pytest tests/netboot
 
 .PHONY: faults
 faults: test-tools ## kill services, cut networks, stop the NFS server during evacuations; interrupt deployments

@@ -106,6 +106,10 @@ options:
         description: The interface that joins the bridge, if the bridge is to be made.
         type: str
         default: ""
+      mac:
+        description: The hardware address of the network card that it boots the system image from, if it does.
+        type: str
+        default: ""
       survey:
         description: What was found there. Without it the host is silent.
         type: dict
@@ -174,6 +178,7 @@ HOST = {
     "emulated": {"type": "bool", "default": False},
     "bridge": {"type": "str", "default": "br0"},
     "uplink": {"type": "str", "default": ""},
+    "mac": {"type": "str", "default": ""},
     "survey": {"type": "dict"},
 }
 

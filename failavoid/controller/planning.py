@@ -64,7 +64,8 @@ class Planner:
         if self._devices_allow(plan, job, guests, others):
             self._decide(plan)
         size = sum(guest.memory_kb for guest in guests) / 1024
-        plan.reasons.append(f"{plural(len(guests), 'guest')} of {size:.0f} MiB at {bandwidth / 2**20:.0f} MiB/s ({source})")
+        rate = bandwidth / 2**20
+        plan.reasons.append(f"{plural(len(guests), 'guest')} of {size:.0f} MiB at {rate:.0f} MiB/s ({source})")
         if known is None:
             plan.reasons.append(f"libvirt on {host.name} does not answer: what else is passed through is not known")
         return plan

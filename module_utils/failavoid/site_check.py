@@ -7,6 +7,7 @@ or two, which name the host and the thing, and the way out.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterator, List, Optional, Tuple
@@ -21,6 +22,7 @@ LEAST_MEMORY_MIB = 1024
 IMAGE_MIB = 2048  # building a root, and the packages
 CLOCK_S = 2.0  # by how much clocks may differ
 WITHOUT_HANDLES = ("overlay", "tmpfs", "ramfs", "aufs")  # what an NFS server can't export, or what forgets
+_MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")  # of one card: with an odd first octet it is a group's
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Host:
     emulated: bool = False  # by the inventory's word, not the probe's
     bridge: str = "br0"
     uplink: str = ""
+    mac: str = ""  # of the network card that it boots the system image from; empty if it boots from a disk
     survey: Optional[Survey] = None
 
 
@@ -62,6 +65,7 @@ def problems(site: Site, hosts: List[Host], now: float) -> List[str]:
     heads = [by_name[name] for name in site.groups.get("head", []) if name in by_name]
     workers = [by_name[name] for name in site.groups.get("hypervisor", []) if name in by_name]
     found = [*_groups(site), *_names(hosts), *_silent(hosts), *_networks(site, heads, workers)]
+    found += _netboot(site, heads, workers)
     for host in hosts:
         found += _of_any(host, now)
     for head in heads:
@@ -164,6 +168,45 @@ def _networks(site: Site, heads: List[Host], workers: List[Host]) -> Iterator[st
                 f"nfs_server_clients shuts out {', '.join(shut_out)}, which boot or mount from the head: add their "
                 "networks."
             )
+
+
+def _netboot(site: Site, heads: List[Host], workers: List[Host]) -> Iterator[str]:
+    """What is wrong with hosts that boot the system image over the network."""
+    servers = site.groups.get("netboot_server", [])
+    booted = [host for host in workers if host.mac]
+    if servers and servers != [head.name for head in heads]:
+        yield (
+            "The group 'netboot_server' must hold the head, where the system image is, as in 'netboot_server: "
+            f"{{children: {{head: {{}}}}}}'; it holds {', '.join(servers)}."
+        )
+    if servers and not booted:
+        yield (
+            "There is a netboot_server, and no host has a netboot_mac, so that nobody would be answered: give it to "
+            "the hosts that boot over the network, or take the group away."
+        )
+    if booted and not servers:
+        yield (
+            f"{', '.join(host.name for host in booted)}: netboot_mac is set, and nobody serves what they boot: add "
+            "'netboot_server: {children: {head: {}}}' to the inventory."
+        )
+    for host in booted:
+        if host.mac.isdigit():
+            yield (
+                f"{host.name}: netboot_mac is the number {host.mac}, which is what YAML makes of some hardware "
+                "addresses: write it in quotes."
+            )
+        elif not _MAC.fullmatch(host.mac.lower()):
+            yield (
+                f"{host.name}: netboot_mac is {host.mac!r}, which is not the hardware address of a network card: write "
+                "it as '52:54:00:12:34:56'."
+            )
+        if _address(host.address) is None:
+            yield (
+                f"{host.name} boots over the network, and its ansible_host is {host.address!r}: give it as an address, "
+                "which is what it boots with."
+            )
+    for mac, same in _shared((host.mac.lower(), host.name) for host in booted):
+        yield f"{' and '.join(same)} have the same netboot_mac {mac}: give each its own."
 
 
 # -- hosts by themselves -----------------------------------------------------------------------------------

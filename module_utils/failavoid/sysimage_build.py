@@ -36,16 +36,32 @@ chmod 0644 boot/vmlinuz-*
 """
 
 
-def apt_sources(suite: str) -> List[str]:
-    """Return the machine's own apt sources of ``suite``, as lines of sources.list."""
+def apt_sources(suite: str, own_suite: str) -> List[str]:
+    """Return the machine's own apt sources of ``suite``, as lines of sources.list.
+
+    Where it has none, it is of another release, ``own_suite``: then the same archives are asked for ``suite``.
+    """
     command = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)"]
     result = subprocess.run([*command, "Identifier: Packages"], capture_output=True, text=True)
-    found = set()
-    for line in result.stdout.splitlines():
-        words = line.split()
-        if len(words) == 3 and words[2] == "main" and (words[1] == suite or words[1].startswith(f"{suite}-")):
-            found.add(f"deb {words[0]} {words[1]} main")
-    return sorted(found)
+    listed = [words for words in map(str.split, result.stdout.splitlines()) if len(words) == 3 and words[2] == "main"]
+    for there in (suite, own_suite):
+        found = {
+            f"deb {uri} {suite}{release[len(there) :]} main"
+            for uri, release, _ in listed
+            if release == there or release.startswith(f"{there}-")
+        }
+        if found:
+            return sorted(found)
+    return []
+
+
+def release_of_machine() -> str:
+    """Return the code name of the release that this machine runs; empty if it does not say."""
+    for line in Path("/etc/os-release").read_text().splitlines():
+        key, _, value = line.partition("=")
+        if key == "VERSION_CODENAME":
+            return value.strip('"')
+    return ""
 
 
 def apt_options() -> List[str]:
@@ -94,7 +110,7 @@ def build_root(store: Store, declaration: Declaration, package_cache: Path, lock
         f"--customize-hook={_CLEAN}",
         root.suite,
         str(building),
-        *apt_sources(root.suite),
+        *apt_sources(root.suite, release_of_machine()),
     ]
     log = store.path / "build.log"
     with log.open("w") as output:

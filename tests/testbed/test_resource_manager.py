@@ -10,12 +10,8 @@ import pytest
 
 from failavoid.demo.observe import Services, wait_until
 from failavoid.demo.site import Site
-<<<<<<< HEAD
 from failavoid.shared.messages import Host, Relocation, from_dict
-=======
-from failavoid.shared.messages import Host
 from tests.testbed.changed_settings import restart
->>>>>>> gap7
 from tests.testbed.test_jobs import HOME, SMALL, last_job, run, start, taken, wait_for
 from tests.testbed.warm_guests import warm, warm_guests
 

@@ -119,6 +119,54 @@ def test_what_is_wrong_with_a_host_is_named_with_the_way_out(changes, named):
         assert words in problem
 
 
+SERVED = {"groups": {**site().groups, "netboot_server": HEAD}}
+MAC = "52:54:00:12:34:5a"
+
+
+def test_hosts_may_boot_over_the_network():
+    assert told(SERVED, mac=MAC) == []
+
+
+@pytest.mark.parametrize(
+    ("mac", "named"),
+    [
+        ("52:54:00:12:34", ["host02", "'52:54:00:12:34'", "not the hardware address"]),
+        ("52-54-00-12-34-5a", ["host02", "not the hardware address", "'52:54:00:12:34:56'"]),
+        ("53:54:00:12:34:5a", ["host02", "not the hardware address of a network card"]),
+        ("41123456", ["host02", "the number 41123456", "in quotes"]),
+    ],
+)
+def test_what_is_no_hardware_address_is_named(mac, named):
+    (problem,) = told(SERVED, mac=mac)
+    for words in named:
+        assert words in problem
+
+
+def test_a_hardware_address_is_one_hosts_alone_however_it_is_written():
+    hosts = [found("head01"), found("host01", mac=MAC), found("host02", mac=MAC.upper()), found("host03")]
+    (problem,) = problems(site(**SERVED), hosts, NOW + 1)
+    assert f"host01 and host02 have the same netboot_mac {MAC}" in problem
+
+
+@pytest.mark.parametrize(
+    ("servers", "mac", "named"),
+    [
+        ([], MAC, ["host02", "nobody serves what they boot", "netboot_server: {children: {head: {}}}"]),
+        (HEAD, "", ["no host has a netboot_mac"]),
+        (["host01"], MAC, ["'netboot_server' must hold the head", "it holds host01"]),
+    ],
+)
+def test_hosts_that_boot_over_the_network_and_their_server_belong_together(servers, mac, named):
+    (problem,) = told({"groups": {**site().groups, "netboot_server": servers}}, mac=mac)
+    for words in named:
+        assert words in problem
+
+
+def test_a_host_boots_with_an_address_and_not_with_a_name():
+    (problem,) = told(SERVED, mac=MAC, address="host02.cluster", addresses=[])
+    assert "host02 boots over the network, and its ansible_host is 'host02.cluster'" in problem
+
+
 def test_a_name_that_can_not_be_used_is_named():
     workers = ["host01", "Host_2", "host03"]
     hosts = [found(name) for name in [*HEAD, "host01", "host03"]] + [replace(found("host02"), name="Host_2")]

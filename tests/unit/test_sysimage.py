@@ -18,6 +18,7 @@ from failavoid.shared.sysimage import (
     root_digest,
     unit_links,
 )
+from failavoid.shared.sysimage_build import apt_sources
 
 FILES = Path(__file__).parents[2] / "roles" / "sysimage" / "files"
 SMALL = {
@@ -108,6 +109,38 @@ def test_the_projects_own_declaration_is_valid():
 def test_a_wrong_declaration_is_told_where_it_is_wrong(change, message):
     with pytest.raises(SysimageError, match=message):
         declare(change)
+
+
+# -- the packages' archives
+
+
+@pytest.fixture
+def archives(tmp_path, monkeypatch):
+    """A machine that has Debian 12 from a mirror, and something else."""
+    program = tmp_path / "apt-get"
+    program.write_text(
+        "#!/bin/sh\ncat <<END\n"
+        "http://mirror/debian/ bookworm main\n"
+        "http://mirror/debian/ bookworm-updates main\n"
+        "http://mirror/debian/ bookworm contrib\n"
+        "http://mirror/security/ bookworm-security main\n"
+        "http://other/ tools-bookworm main\nEND\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+def test_an_images_packages_come_from_the_machines_own_archives_whatever_its_release(archives, suite):
+    assert apt_sources(suite, "bookworm") == [
+        f"deb http://mirror/debian/ {suite} main",
+        f"deb http://mirror/debian/ {suite}-updates main",
+        f"deb http://mirror/security/ {suite}-security main",
+    ]
+
+
+def test_a_machine_that_is_no_debian_names_no_archives(archives):
+    assert apt_sources("trixie", "noble") == []
 
 
 # -- digests
