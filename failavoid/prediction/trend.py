@@ -40,6 +40,11 @@ class Line:
         fits: Bools = squares >= straight / (1 - straight) * np.maximum(1.0, self.count - 2)
         return fits & (self.slope > _SURE * self.slope_error)
 
+    def clearness(self) -> Floats:
+        """The slope in its standard errors."""
+        ratio: Floats = self.slope / self.slope_error
+        return ratio
+
     def where(self, which: Bools, other: Line) -> Line:
         """This line for the columns that ``which`` names, the other for the rest."""
         pairs = [(getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__]
@@ -131,6 +136,10 @@ def find_trend(
     keeps_up = now >= chosen.level - 2 * chosen.residual
     sure = np.where(short, chosen.rises(_STRAIGHT_NOW) & goes_on, chosen.rises(STRAIGHT) & keeps_up)
     slowly = leaking & ~sure
+    for longer, over_longer in zip(lines[1:], excess[1:], strict=True):
+        # where none is sure, and be it that a leak goes up in steps, the one that speaks most clearly for growth
+        clearer = ~sure & (longer.clearness() > np.nan_to_num(chosen.clearness()))
+        chosen, over = longer.where(clearer, chosen), over_longer.where(clearer, over)
     chosen, over = lines[-1].where(slowly, chosen), excess[-1].where(slowly, over)
     until = time_to(failure, now, chosen.slope)
     measured = np.hypot(chosen.slope_error / chosen.slope, chosen.level_error / np.maximum(failure - now, 1e-9))
