@@ -115,13 +115,21 @@ def slopes(times: Floats, values: Floats, least: int) -> Floats:
 
 
 def find_trend(
-    lines: list[Line], excess: list[Line], now: Floats, latest: Floats, times: Floats, failure: float, leaking: Bools
+    lines: list[Line],
+    excess: list[Line],
+    now: Floats,
+    latest: Floats,
+    times: Floats,
+    failure: float,
+    leaking: Bools,
+    danger: Bools,
 ) -> Trend:
     """The trend by the longest of ``lines`` (short to long) that describes as well as the shorter ones.
 
     ``excess`` are the lines of what each host is over its group, ``latest`` the values of the short window (rows at
     ``times``). Of a host that is ``leaking``, as the whole of the longest window shows, that window tells more than
-    moments do if none is sure.
+    moments do if none is sure. Of one that is in ``danger`` by where it is already, whichever line speaks most clearly
+    for growth does: its leak may go up in steps.
     """
     chosen, over, short = lines[0], excess[0], np.ones(len(now), dtype=bool)
     for longer, over_longer in zip(lines[1:], excess[1:], strict=True):
@@ -137,8 +145,7 @@ def find_trend(
     sure = np.where(short, chosen.rises(_STRAIGHT_NOW) & goes_on, chosen.rises(STRAIGHT) & keeps_up)
     slowly = leaking & ~sure
     for longer, over_longer in zip(lines[1:], excess[1:], strict=True):
-        # where none is sure, and be it that a leak goes up in steps, the one that speaks most clearly for growth
-        clearer = ~sure & (longer.clearness() > np.nan_to_num(chosen.clearness()))
+        clearer = danger & ~sure & (longer.clearness() > np.nan_to_num(chosen.clearness()))
         chosen, over = longer.where(clearer, chosen), over_longer.where(clearer, over)
     chosen, over = lines[-1].where(slowly, chosen), excess[-1].where(slowly, over)
     until = time_to(failure, now, chosen.slope)
