@@ -195,14 +195,15 @@ def test_a_host_that_leaks_slowly_is_predicted_by_what_minutes_show():
     assert view.trend.failure[3] == pytest.approx((0.9 - leak[-1]) / 1e-4, rel=0.15)
 
 
-@pytest.mark.parametrize("since", [2, 8, 20, 38])  # the last step, s
+@pytest.mark.parametrize("since", [2, 8, 15, 28])  # the last step, s
 def test_a_leak_in_steps_is_predicted_by_what_minutes_show(since):
-    steps = 0.5 + 0.02 * ((np.arange(560.0) + 40 - since) // 40)
-    values = np.array([steps[: 520 + since] if host == 3 else np.full(520 + since, 0.4) for host in range(8)]).T
+    seconds = np.arange(570.0 + since)
+    steps = 0.4 + 0.04 * np.maximum(0.0, (seconds - 300) // 30)
+    values = np.array([steps if host == 3 else np.full(len(seconds), 0.4) for host in range(8)]).T
     values += np.random.default_rng(RNG_SEED).normal(0, 0.0005, values.shape)
     view = watched(values).view
     assert view.now[3] > 0.75
-    assert view.trend.failure[3] == pytest.approx((0.9 - view.now[3]) / 5e-4, rel=0.35)
+    assert view.trend.failure[3] == pytest.approx((0.9 - view.now[3]) / (0.04 / 30), rel=0.35)
 
 
 def test_a_steady_growth_is_predicted_within_its_doubt():
