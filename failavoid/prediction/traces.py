@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from failavoid.prediction.grouping import Floats, Ints
+from failavoid.prediction.grouping import Bools, Floats, Ints
 
 STALE_S = 5.0  # a value counts for this long
 LONGEST_GAP_S = 900.0  # in which nobody is heard of: longer than all that the rules remember
@@ -130,6 +130,10 @@ def _trace(host: str, rows: list[tuple[float, float]]) -> Trace:
     """One host's rows in order, each time once; a clock that was set back goes on from where it was."""
     times, values = np.array([time for time, _ in rows]), np.array([value for _, value in rows])
     notes = []
+    stray = _stray(times)
+    if stray.any():
+        notes.append(f"{host}: {int(stray.sum())} rows left out whose time is far from that of the rows around them")
+        times, values = times[~stray], values[~stray]
     steps = np.diff(times)
     usual = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1.0
     for place in np.flatnonzero(steps < -60 * usual):
@@ -150,6 +154,15 @@ def _trace(host: str, rows: list[tuple[float, float]]) -> Trace:
     if long.any():
         notes.append(f"{host}: {int(long.sum())} gaps, the longest {gaps.max():.0f} s; its value is unknown there")
     return Trace(host, times, values, notes)
+
+
+def _stray(times: Floats) -> Bools:
+    """Which rows have a time far from both neighbours', while those are near each other: a digit is wrong."""
+    stray = np.zeros(len(times), dtype=bool)
+    before, own, after = times[:-2], times[1:-1], times[2:]
+    far = np.minimum(np.abs(own - before), np.abs(after - own)) > LONGEST_GAP_S
+    stray[1:-1] = far & (np.abs(after - before) <= LONGEST_GAP_S)
+    return stray
 
 
 def shorten(traces: Sequence[Trace]) -> Callable[[float], float]:

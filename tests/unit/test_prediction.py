@@ -213,6 +213,7 @@ def test_a_recording_is_shares_of_the_capacity(tmp_path):
         (row(1, 1) + "2,h,1000,1,1000000,1\n" + row(3, 1), [1, 3], "1 rows left out"),
         (row(1, 1) + "2,h,1000,1,-5,1\n" + row(3, 1), [1, 3], "1 rows left out"),
         (row(1, 1) + row(3, 1) + row(2, 1) + row(4, 1), [1, 2, 3, 4], "1 rows out of order"),
+        (row(1, 1) + row(2, 1) + row(90000003, 1) + row(4, 1), [1, 2, 4], "1 rows left out whose time"),
         (row(1, 1) + row(2, 1) + row(2, 9) + row(3, 1), [1, 2, 3], "1 times given twice"),
         (row(1, 1) + row(2, 1) + row(3, 1) + row(60, 1), [1, 2, 3, 60], "1 gaps, the longest 57 s"),
         (
