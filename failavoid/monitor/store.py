@@ -21,6 +21,7 @@ _DISORDER_S = 5.0  # several sources bring samples, each in its own order
 _ENTRY_BYTES = 250  # of an entry of the past, besides its JSON
 _WINDOW = 60  # samples, in which loss and delay are looked at
 _SILENT = 3  # samples that a node owes
+_HELD = 2.5  # intervals of a host's own that its last value counts for, as in back-tests
 _PLACE = {name: place for place, name in enumerate(METRICS)}
 
 
@@ -119,6 +120,7 @@ class Store:
         self._times = np.full((_KEPT, 64), -np.inf)
         self._rows = np.full((_KEPT, 64, len(METRICS)), np.nan)
         self._next = [0] * 64
+        self._held = np.full(64, stale_s)  # s, that each host's last value counts
 
     def take(self, sample: Sample, arrived: float, body: bytes | None = None, lost: int = 0) -> None:
         """Keep a sample that arrived at ``arrived``; ``lost`` of its sender before it did not. ``body`` is its JSON."""
@@ -141,6 +143,7 @@ class Store:
                 place = self._next[column]
                 self._next[column] = (place + 1) % _KEPT
                 self._times[place, column] = node.on_this_clock()
+                self._held[column] = max(self._stale_s, _HELD * min(node.intervals))
                 self._rows[place, column] = row
 
     def recall(self, collection: Collection) -> None:
@@ -165,6 +168,7 @@ class Store:
             self._times = np.concatenate([self._times, np.full_like(self._times, -np.inf)], axis=1)
             self._rows = np.concatenate([self._rows, np.full_like(self._rows, np.nan)], axis=1)
             self._next += [0] * len(self._next)
+            self._held = np.concatenate([self._held, np.full_like(self._held, self._stale_s)])
         return column
 
     def last(self) -> list[Sample]:
@@ -193,7 +197,8 @@ class Store:
                 self._hosts = dict(self._columns)
             hosts = self._hosts
             times, rows = self._times[:, :count].copy(), self._rows[:, :count].copy()
-        return Collection(when, hosts, interpolate(times, rows, when, self._stale_s))
+            held = self._held[:count].copy()
+        return Collection(when, hosts, interpolate(times, rows, when, held))
 
     def health(self, now: float) -> list[NodeHealth]:
         """How each node's samples arrive, by name."""
@@ -221,10 +226,11 @@ class Store:
         return gone
 
 
-def interpolate(times: Floats, rows: Floats, when: float, stale_s: float) -> Floats:
+def interpolate(times: Floats, rows: Floats, when: float, held_s: Floats) -> Floats:
     """Each host's values at ``when`` (metrics x hosts), between two samples or held from the last; NaN if too old.
 
-    ``times`` is samples x hosts, in any order; ``rows`` samples x hosts x metrics.
+    ``times`` is samples x hosts, in any order; ``rows`` samples x hosts x metrics; ``held_s`` how long each host's last
+    value counts.
     """
     hosts: Ints = np.arange(times.shape[1])
     earlier = np.where(times <= when, times, -np.inf)
@@ -232,11 +238,11 @@ def interpolate(times: Floats, rows: Floats, when: float, stale_s: float) -> Flo
     before, after = earlier.argmax(axis=0), later.argmin(axis=0)
     begin, end = earlier[before, hosts], later[after, hosts]
     first, second = rows[before, hosts], rows[after, hosts]
-    between = np.isfinite(begin) & (end - begin <= stale_s)
+    between = np.isfinite(begin) & (end - begin <= held_s)
     with np.errstate(invalid="ignore"):
         part = np.where(between, (when - begin) / (end - begin), 0.0)
         values = np.where(between[:, None], first + part[:, None] * (second - first), first)
-    values[~(between | (when - begin <= stale_s))] = np.nan
+    values[~(between | (when - begin <= held_s))] = np.nan
     result: Floats = values.T
     return result
 

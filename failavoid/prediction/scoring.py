@@ -17,7 +17,7 @@ _ENOUGH = 9  # the extremes of so many hold the next one with a probability of 8
 _PRIOR = 5
 _PRIOR_WIDTH = 1.0
 _MISSES = 0.2  # of the intervals are to miss
-_STEP = 0.1  # of the difference between the misses of what came true together and these, that the aim moves by
+_STEP = 0.1  # by which what came true, less or more than that share of it, moves the aim
 
 Seen = tuple[float, float, bool]  # predicted time (s), deviation, whether the interval held
 Came = tuple[float, float, float, bool]  # predicted time (s), doubt, actual time (s), whether the interval held
@@ -31,8 +31,9 @@ class Calibration:
     hours to go is told in other ways than one that has seconds.
 
     And adaptive (Gibbs and Candès, 2021): what comes is not always like what was. Each interval that missed lets the
-    next ones aim at fewer misses than a fifth, each that held at more, so that in the long run a fifth miss. Hosts that
-    failed together count as one, because none of their intervals could know of the others'.
+    next ones aim at fewer misses than a fifth, each that held at more, so that in the long run a fifth miss. Of n hosts
+    that failed together no interval could know of the others': all n together move the aim by n misses over sqrt(n),
+    which is how far the sum of n independent ones wanders.
     """
 
     def __init__(self, seen: Iterable[Seen] = ()) -> None:
@@ -61,8 +62,9 @@ class Calibration:
     def _take(self, together: list[Seen]) -> None:
         if together:
             self._seen.extend(together)
-            missed = sum(not held for _, _, held in together) / len(together)
-            self._aim = min(2 * _MISSES, max(0.0, self._aim + _STEP * (_MISSES - missed)))
+            missed = sum(not held for _, _, held in together)
+            moved = _STEP * (_MISSES * len(together) - missed) / math.sqrt(len(together))
+            self._aim = min(2 * _MISSES, max(0.0, self._aim + moved))
 
     def holds(self, predicted_s: float, doubt: float, actual_s: float) -> bool:
         """Whether the interval holds what came: not by its ends in seconds, which rounding moves."""

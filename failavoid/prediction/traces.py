@@ -13,16 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from failavoid.prediction.grouping import Floats, Ints
+from failavoid.prediction.grouping import Bools, Floats, Ints
 
 STALE_S = 5.0  # a value counts for this long
 LONGEST_GAP_S = 900.0  # in which nobody is heard of: longer than all that the rules remember
+_NEVER_S = 1e15  # no time of a sample, and of too few digits to tell two samples apart
 METRICS = {"unavailable": ("MemTotal", "MemAvailable"), "active": ("Active",)}
 _TIME, _PRODUCER = "Time", "ProducerName"
 
 
 class TraceError(Exception):
     """A recording that can't be used: the message names the file, what is wrong, and the way out."""
+
+
+class UnusableError(TraceError):
+    """A file that can be read and holds no recording of what is asked for."""
 
 
 @dataclass
@@ -49,21 +54,25 @@ class Trace:
 def read_ldms(files: Sequence[Path], capacity_kb: float, metric: str = "unavailable") -> list[Trace]:
     """Read LDMS CSV files; a producer found in several of them is one host. Raises TraceError.
 
-    ``capacity_kb`` is what counts as all of a host's memory; ``metric`` is one of `METRICS`.
+    ``capacity_kb`` is what counts as all of a host's memory; ``metric`` is one of `METRICS`. Of several files those
+    that cannot be used are left out, which the first trace's notes say.
     """
     rows: dict[str, list[tuple[float, float]]] = {}
-    notes: dict[str, list[str]] = {}
+    notes: list[str] = []
     for path in files:
-        of_file: list[str] = []
-        for producer, time, value in _rows(path, metric, of_file):
-            rows.setdefault(producer, []).append((time, value / capacity_kb))
-            notes.setdefault(producer, of_file)
-        if not any(said is of_file for said in notes.values()) and of_file:
-            notes.setdefault(path.stem, of_file)
+        try:
+            for producer, time, value in _rows(path, metric, notes):
+                rows.setdefault(producer, []).append((time, value / capacity_kb))
+        except UnusableError as error:
+            if len(files) == 1:
+                raise
+            notes.append(f"left out: {error}")
     if not rows:
-        why = "; ".join(note for said in notes.values() for note in said)
-        raise TraceError(f"no sample was found in {', '.join(map(str, files))}: {why or 'there is nothing in them'}")
-    return [_trace(producer, found, notes[producer]) for producer, found in rows.items()]
+        why = "; ".join(notes) or "there is nothing in them"
+        raise TraceError(f"no sample was found in {', '.join(map(str, files))}: {why}")
+    traces = [_trace(producer, found) for producer, found in rows.items()]
+    traces[0].notes[:0] = notes
+    return traces
 
 
 def _rows(path: Path, metric: str, notes: list[str]) -> Iterator[tuple[str, float, float]]:
@@ -79,23 +88,25 @@ def _rows(path: Path, metric: str, notes: list[str]) -> Iterator[tuple[str, floa
         if not row:
             bad += row is None
             continue
-        if row[0].lstrip("#").strip() == _TIME:
-            places = {name.lstrip("#").strip().rpartition(":")[2]: place for place, name in enumerate(row)}
+        if _TIME in line and _TIME in (names := [name.lstrip("#").strip().rpartition(":")[2] for name in row]):
+            places = {name: place for place, name in enumerate(names)}
             missing = [name for name in METRICS[metric] if name not in places]
             if missing:
                 other = "active" if metric == "unavailable" else "unavailable"
-                raise TraceError(
+                raise UnusableError(
                     f"{path}: column {missing[0]!r} is missing, which metric {metric!r} needs; the file has "
                     f"{', '.join(places)}. Try --metric {other}"
                 )
             continue
         if not places:
-            raise TraceError(
+            raise UnusableError(
                 f"{path}: its first line names no columns; an LDMS CSV file begins with '#Time,ProducerName,...'"
             )
         try:
             time, *figures = (float(row[places[name]]) for name in (_TIME, *METRICS[metric]))
-            if not all(math.isfinite(figure) for figure in (time, *figures)) or (len(figures) > 1 and figures[0] <= 0):
+            # one figure is what is in use; of two the first is the total, the second what is available of it
+            possible = 0 <= figures[-1] <= (figures[0] if len(figures) > 1 else math.inf) and 0 < figures[0] < math.inf
+            if not (possible and abs(time) < _NEVER_S):
                 raise ValueError
         except (ValueError, IndexError):
             bad += 1
@@ -115,10 +126,14 @@ def _cells(line: str) -> list[str] | None:
         return None
 
 
-def _trace(host: str, rows: list[tuple[float, float]], notes: list[str]) -> Trace:
+def _trace(host: str, rows: list[tuple[float, float]]) -> Trace:
     """One host's rows in order, each time once; a clock that was set back goes on from where it was."""
     times, values = np.array([time for time, _ in rows]), np.array([value for _, value in rows])
-    notes = list(notes)
+    notes = []
+    stray = _stray(times)
+    if stray.any():
+        notes.append(f"{host}: {int(stray.sum())} rows left out whose time is far from that of the rows around them")
+        times, values = times[~stray], values[~stray]
     steps = np.diff(times)
     usual = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1.0
     for place in np.flatnonzero(steps < -60 * usual):
@@ -139,6 +154,15 @@ def _trace(host: str, rows: list[tuple[float, float]], notes: list[str]) -> Trac
     if long.any():
         notes.append(f"{host}: {int(long.sum())} gaps, the longest {gaps.max():.0f} s; its value is unknown there")
     return Trace(host, times, values, notes)
+
+
+def _stray(times: Floats) -> Bools:
+    """Which rows have a time far from both neighbours', while those are near each other: a digit is wrong."""
+    stray = np.zeros(len(times), dtype=bool)
+    before, own, after = times[:-2], times[1:-1], times[2:]
+    far = np.minimum(np.abs(own - before), np.abs(after - own)) > LONGEST_GAP_S
+    stray[1:-1] = far & (np.abs(after - before) <= LONGEST_GAP_S)
+    return stray
 
 
 def shorten(traces: Sequence[Trace]) -> Callable[[float], float]:

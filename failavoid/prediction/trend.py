@@ -40,6 +40,11 @@ class Line:
         fits: Bools = squares >= straight / (1 - straight) * np.maximum(1.0, self.count - 2)
         return fits & (self.slope > _SURE * self.slope_error)
 
+    def clearness(self) -> Floats:
+        """The slope in its standard errors."""
+        ratio: Floats = self.slope / self.slope_error
+        return ratio
+
     def where(self, which: Bools, other: Line) -> Line:
         """This line for the columns that ``which`` names, the other for the rest."""
         pairs = [(getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__]
@@ -110,13 +115,21 @@ def slopes(times: Floats, values: Floats, least: int) -> Floats:
 
 
 def find_trend(
-    lines: list[Line], excess: list[Line], now: Floats, latest: Floats, times: Floats, failure: float, leaking: Bools
+    lines: list[Line],
+    excess: list[Line],
+    now: Floats,
+    latest: Floats,
+    times: Floats,
+    failure: float,
+    leaking: Bools,
+    danger: Bools,
 ) -> Trend:
     """The trend by the longest of ``lines`` (short to long) that describes as well as the shorter ones.
 
     ``excess`` are the lines of what each host is over its group, ``latest`` the values of the short window (rows at
     ``times``). Of a host that is ``leaking``, as the whole of the longest window shows, that window tells more than
-    moments do if none is sure.
+    moments do if none is sure. Of one that is in ``danger`` by where it is already, whichever line speaks most clearly
+    for growth does: its leak may go up in steps.
     """
     chosen, over, short = lines[0], excess[0], np.ones(len(now), dtype=bool)
     for longer, over_longer in zip(lines[1:], excess[1:], strict=True):
@@ -131,6 +144,9 @@ def find_trend(
     keeps_up = now >= chosen.level - 2 * chosen.residual
     sure = np.where(short, chosen.rises(_STRAIGHT_NOW) & goes_on, chosen.rises(STRAIGHT) & keeps_up)
     slowly = leaking & ~sure
+    for longer, over_longer in zip(lines[1:], excess[1:], strict=True):
+        clearer = danger & ~sure & (longer.clearness() > np.nan_to_num(chosen.clearness()))
+        chosen, over = longer.where(clearer, chosen), over_longer.where(clearer, over)
     chosen, over = lines[-1].where(slowly, chosen), excess[-1].where(slowly, over)
     until = time_to(failure, now, chosen.slope)
     measured = np.hypot(chosen.slope_error / chosen.slope, chosen.level_error / np.maximum(failure - now, 1e-9))

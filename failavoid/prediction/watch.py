@@ -216,7 +216,9 @@ class Watch:
                 excess.append(fit(times, over, least))
             leaking[suspects] = self._is_leaking(times, over, excess[-1])
             times, values = own[0]
-            found = find_trend(lines, excess, now[suspects], values, times, self.settings.failure, leaking[suspects])
+            high, settings = now[suspects], self.settings
+            danger = high >= settings.threshold
+            found = find_trend(lines, excess, high, values, times, settings.failure, leaking[suspects], danger)
             for name in found.__dataclass_fields__:
                 getattr(trend, name)[suspects] = getattr(found, name)
             peak[suspects] = self._history.peak(suspects)

@@ -40,6 +40,7 @@ from site_certificates import Authority
 SECRET = b"b" * 48
 PYTHON = "/usr/bin/python3"  # agent_python of the role
 INTERVAL_S, SAMPLES, START_S = 1.0, 180, 60.0
+HISTORY_S = 86400.0  # agents that a loaded machine lets stand still are not forgotten
 CORES, COLLECTIONS = (2, 32, 256), 300
 KINDS = ("host", "guest")
 
@@ -76,7 +77,7 @@ class Controller(ThreadingHTTPServer):
 @contextlib.contextmanager
 def collector() -> Iterator[tuple[Store, int]]:
     """The monitor's receiver, and the port that it hears."""
-    store = Store(60.0, 5.0)
+    store = Store(HISTORY_S, 5.0)
     receiver = Receiver({}, Context("127.0.0.1", 0, SECRET, store, lambda _name, _uuid: True))
     receiver.start()
     try:

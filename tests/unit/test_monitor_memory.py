@@ -324,6 +324,14 @@ def test_a_node_that_samples_seldom_is_silent_only_when_it_owes_several_samples(
     assert [store.health(910.0 + later)[0].silent for later in (10.5, 29.0, 31.0)] == [False, False, True]
 
 
+def test_a_host_whose_source_brings_samples_seldom_is_known_between_them():
+    store = Store(3600.0, 5.0)
+    for second in (0.0, 10.0, 20.0):
+        store.take(Sample("a", "host", second, {"mem_total_kb": 10.0, "mem_available_kb": 4.0}), second)
+    known = [np.isfinite(store.collect(when).shares("unavailable")[0]) for when in (29.0, 44.0, 46.0)]
+    assert known == [True, True, False]
+
+
 def test_a_host_whose_clock_is_behind_is_judged_by_what_it_sends_now():
     store = Store(3600.0, 5.0)
     sent(store, "behind", 20.0)

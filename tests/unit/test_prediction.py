@@ -124,7 +124,7 @@ def test_intervals_hold_four_of_five_of_the_first_fifty_however_wrong_the_doubt_
     assert np.ptp(shares) < 0.15
 
 
-def test_hosts_that_failed_together_widen_the_next_interval_no_more_than_one():
+def test_hosts_that_failed_together_widen_the_next_interval_less_than_as_many_one_by_one():
     came = [(100.0, 0.5, 100 * np.exp(0.5 * one), True) for one in rng().standard_normal(60)]
     together, apart = Calibration(), Calibration()
     for calibration in (together, apart):
@@ -136,7 +136,7 @@ def test_hosts_that_failed_together_widen_the_next_interval_no_more_than_one():
         apart.learn([one])
     assert together.seen == apart.seen
     widths = [high - low for low, high in (calibration.quantiles(100.0) for calibration in (together, apart))]
-    assert widths[0] < 0.8 * widths[1]
+    assert widths[0] < 0.9 * widths[1]
 
 
 def test_what_short_predictions_teach_is_not_believed_of_long_ones():
@@ -209,7 +209,11 @@ def test_a_recording_is_shares_of_the_capacity(tmp_path):
         (row(1, 1) + '2,"h,1000\n' + row(3, 1), [1, 3], "1 rows left out"),
         (row(1, 1) + "2," + "x" * 200_000 + "\n" + row(3, 1), [1, 3], "1 rows left out"),
         (row(1, 1) + "inf,h,1000,1,1,1\n" + row(3, 1), [1, 3], "1 rows left out"),
+        (row(1, 1) + "1e300,h,1000,1,1,1\n" + row(3, 1), [1, 3], "1 rows left out"),
+        (row(1, 1) + "2,h,1000,1,1000000,1\n" + row(3, 1), [1, 3], "1 rows left out"),
+        (row(1, 1) + "2,h,1000,1,-5,1\n" + row(3, 1), [1, 3], "1 rows left out"),
         (row(1, 1) + row(3, 1) + row(2, 1) + row(4, 1), [1, 2, 3, 4], "1 rows out of order"),
+        (row(1, 1) + row(2, 1) + row(90000003, 1) + row(4, 1), [1, 2, 4], "1 rows left out whose time"),
         (row(1, 1) + row(2, 1) + row(2, 9) + row(3, 1), [1, 2, 3], "1 times given twice"),
         (row(1, 1) + row(2, 1) + row(3, 1) + row(60, 1), [1, 2, 3, 60], "1 gaps, the longest 57 s"),
         (
@@ -246,6 +250,26 @@ def test_a_recording_that_cannot_be_used_is_refused_with_the_way_out(tmp_path, t
 def test_a_recording_without_the_metric_unavailable_serves_the_other(tmp_path):
     (one,) = trace(tmp_path, "#Time,ProducerName,MemTotal,Active\n1,h,1000,500\n", "active")
     assert one.values.tolist() == [0.5]
+
+
+def test_of_several_files_those_that_cannot_be_used_are_left_out_and_named(tmp_path):
+    (tmp_path / "good.csv").write_text(HEADER + row(5, 100))
+    (tmp_path / "lacking.csv").write_text("#Time,ProducerName,MemTotal,Active\n1,h,10,5\n")
+    (tmp_path / "notes.csv").write_text("what I measured\n")
+    (one,) = read_ldms([tmp_path / f"{name}.csv" for name in ("lacking", "good", "notes")], 1000.0)
+    assert one.values.tolist() == [0.1]
+    assert [note.partition(": its")[0].partition(": column")[0] for note in one.notes] == [
+        f"left out: {tmp_path}/lacking.csv",
+        f"left out: {tmp_path}/notes.csv",
+    ]
+    with pytest.raises(TraceError, match=r"none.csv: cannot be read"):
+        read_ldms([tmp_path / "good.csv", tmp_path / "none.csv"], 1000.0)
+
+
+def test_columns_may_stand_in_any_order(tmp_path):
+    text = "MemAvailable,#Time,schema:MemTotal,ProducerName\n900,5,1000,h\n"
+    (one,) = trace(tmp_path, text)
+    assert (one.host, one.times.tolist(), one.values.tolist()) == ("h", [5], [0.1])
 
 
 def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path):

@@ -173,7 +173,7 @@ def trend_of(values):
     times = np.arange(float(len(values)))
     nobody = np.zeros(values.shape[1], dtype=bool)
     line = fit(times, values, 6)
-    return find_trend([line], [line], values[-1], values, times, RULES.failure, nobody)
+    return find_trend([line], [line], values[-1], values, times, RULES.failure, nobody, nobody)
 
 
 def test_a_prediction_is_the_less_certain_the_further_it_goes_beyond_what_was_seen():
@@ -193,6 +193,17 @@ def test_a_host_that_leaks_slowly_is_predicted_by_what_minutes_show():
     view = watched(values).view
     assert view.leaking[3]
     assert view.trend.failure[3] == pytest.approx((0.9 - leak[-1]) / 1e-4, rel=0.15)
+
+
+@pytest.mark.parametrize("since", [2, 8, 15, 28])  # the last step, s
+def test_a_leak_in_steps_is_predicted_by_what_minutes_show(since):
+    seconds = np.arange(570.0 + since)
+    steps = 0.4 + 0.04 * np.maximum(0.0, (seconds - 300) // 30)
+    values = np.array([steps if host == 3 else np.full(len(seconds), 0.4) for host in range(8)]).T
+    values += np.random.default_rng(RNG_SEED).normal(0, 0.0005, values.shape)
+    view = watched(values).view
+    assert view.now[3] > 0.75
+    assert view.trend.failure[3] == pytest.approx((0.9 - view.now[3]) / (0.04 / 30), rel=0.35)
 
 
 def test_a_steady_growth_is_predicted_within_its_doubt():
