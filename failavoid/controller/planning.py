@@ -62,7 +62,8 @@ class Planner:
         if self._devices_allow(plan, job, guests, others):
             self._decide(plan)
         size = sum(guest.memory_kb for guest in guests) / 1024
-        plan.reasons.append(f"{plural(len(guests), 'guest')} of {size:.0f} MiB at {bandwidth / 2**20:.0f} MiB/s ({source})")
+        rate = f"{bandwidth / 2**20:.0f} MiB/s ({source})"
+        plan.reasons.append(f"{plural(len(guests), 'guest')} of {size:.0f} MiB at {rate}")
         if known is None:
             plan.reasons.append(f"libvirt on {host.name} does not answer: what else is passed through is not known")
         return plan
