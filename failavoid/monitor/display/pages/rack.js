@@ -25,10 +25,12 @@ function curve(from, to, head) {
     const mx = from.x + (dx + TILE.w) / 2 - (dy / length) * bend, my = from.y + (dy + TILE.h) / 2 + (dx / length) * bend;
     return [...edge(from, mx, my, 0), mx, my, ...edge(to, mx, my, head)];
   }
-  // between neighbours there is no room: round the outside, above or on the left
-  if (!dy) return [from.x + TILE.w / 2, from.y - 6, to.x + TILE.w / 2, to.y - 6 - 3 * head, to.x + TILE.w / 2, to.y - 6 - head];
-  const left = Math.min(from.x, to.x);
-  return [from.x - 6, from.y + TILE.h / 2, left - 6 - 3 * head, to.y + TILE.h / 2, to.x - 6 - head, to.y + TILE.h / 2];
+  // between neighbours there is no room: round the outside, above or on the left; to a diagonal one from the near corner
+  const fx = from.x + TILE.w / 2, fy = from.y + TILE.h / 2, tx = to.x + TILE.w / 2, ty = to.y + TILE.h / 2, off = 6 + head;
+  if (!dy) return [fx, from.y - 6, tx, to.y - off - 2 * head, tx, to.y - off];
+  if (!dx) return [from.x - 6, fy, to.x - off - 2 * head, ty, to.x - off, ty];
+  const side = Math.sign(dx), corner = fx + side * (TILE.w / 2 - 12);
+  return [corner, fy + Math.sign(dy) * (TILE.h / 2 + 6), corner, ty, tx - side * (TILE.w / 2 + off), ty];
 }
 
 export class Rack {
