@@ -220,12 +220,10 @@ def test_the_hosts_of_a_failure_domain_share_one_notice_and_their_spares_are_els
 
 
 def test_the_earliest_predicted_failure_gets_the_last_spare(world):
-    world.manager.down = True
-    world.around.cluster._take(world.manager.membership)
     world.manager.spares = ["host4"]
-    late = world.alarm("host1", "alarm-1", predicted_failure_s=900.0)
-    early = world.alarm("host2", "alarm-2", predicted_failure_s=60.0)
-    world.manager.down = False
+    with world.around.changed:  # neither can ask before both are there
+        late = world.alarm("host1", "alarm-1", predicted_failure_s=900.0)
+        early = world.alarm("host2", "alarm-2", predicted_failure_s=60.0)
     world.ranks_behave()
     ended = [world.until_state(one, "RETIRED", "CANCELLED") for one in (early, late)]
     assert (ended[0].state, ended[0].spare) == ("RETIRED", "host4")
