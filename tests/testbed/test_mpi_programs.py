@@ -75,7 +75,8 @@ def program(request: pytest.FixtureRequest, site: Site, services: Services, buil
     chosen = PROGRAMS[request.param]
     with uploaded(site, chosen.files(builds), chosen.does) as folder:
         words = ["-n", str(chosen.ranks), *TWO_HOSTS, "--", f"{folder}/{request.param}", chosen.scenario, folder]
-        running = RunningProgram(site, services, folder, start(site, "failavoid", "run", *words))
+        over_tcp = "OMPI_MCA_osc=pt2pt"  # one-sided operations too, and not by UCX
+        running = RunningProgram(site, services, folder, start(site, "env", over_tcp, "failavoid", "run", *words))
         yield running
         if running.process.poll() is None:
             running.stop()
