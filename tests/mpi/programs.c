@@ -157,6 +157,8 @@ static void finalize(void)
     exit(0);
 }
 
+static MPI_Win win = MPI_WIN_NULL;
+
 /*
  * Messages under way across the barrier, which are not the barrier's: large ones both ways, and one that nobody waits for
  * yet; with a window also one-sided operations. Every one is looked at.
@@ -164,7 +166,6 @@ static void finalize(void)
 static void pending(int with_window)
 {
     static int round, *window, *got, *sent;
-    static MPI_Win win;
     MPI_Request requests[3];
     int peer = (rank + 1) % size, other = (rank + size - 1) % size, small = round, small_got = -1;
     if (!got) {
@@ -239,6 +240,8 @@ static void loop(void)
             finalize();
         left((uint64_t)barrier(what));
     }
+    if (win != MPI_WIN_NULL)
+        MPI_Win_free(&win);
 }
 
 /* As `loop`, but the last rank's thread sends to rank 0 once FOLDER/send is there: meant to be seen. */

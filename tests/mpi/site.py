@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,8 +40,12 @@ _FORKED.set_forkserver_preload([__name__])
 
 
 def _agent(guest: str, controller: str, run_dir: str) -> None:
-    token = f"guest.{guest}.0.x"
-    ranks.run(Settings(guest, "guest", token, ("127.0.0.1", 1), controller), run_dir)
+    """Be a guest's agent, as long as the tests run."""
+    settings = Settings(guest, "guest", f"guest.{guest}.0.x", ("127.0.0.1", 1), controller)
+    threading.Thread(target=ranks.run, args=(settings, run_dir), daemon=True).start()
+    tests = multiprocessing.parent_process()
+    assert tests is not None
+    tests.join()
 
 
 def wait_for(what: str, condition: Callable[[], Any]) -> Any:
@@ -362,8 +366,8 @@ class Site:
         self.controller.stop()
 
 
-def bytes_received(pid: int) -> int:
-    """Bytes that have arrived on a process's TCP connections since they were made, whether it has read them or not."""
-    listed = subprocess.run(["ss", "-tiHOnp"], capture_output=True, text=True, check=True).stdout
-    lines = [line for line in listed.splitlines() if f"pid={pid}," in line]
-    return sum(int(count) for line in lines for count in re.findall(r"bytes_received:(\d+)", line))
+def bytes_received(job: Job, ranks: Iterable[int]) -> list[int]:
+    """Bytes that have arrived on each rank's TCP connections since they were made, whether it has read them or not."""
+    listed = subprocess.run(["ss", "-tiHOnp"], capture_output=True, text=True, check=True).stdout.splitlines()
+    counts = [(line, sum(map(int, re.findall(r"bytes_received:(\d+)", line)))) for line in listed]
+    return [sum(count for line, count in counts if f"pid={job.pid(rank)}," in line) for rank in ranks]

@@ -200,13 +200,13 @@ def test_the_application_is_told_before_and_after_on_every_rank(site, job):
     job.wait_for_barriers(2)
     site.notice("g1")
     site.ready("g1")
-    assert marks(site, "before-move") == 4
+    wait_for("all ranks were told that guests move", lambda: marks(site, "before-move") == 4)
     assert marks(site, "after") == 0
     site.done()
     wait_for("all ranks are told that they run on", lambda: marks(site, "after-moved") == 4)
     site.notice("g1", kind="checkpoint")
     assert site.ready("g1") == 2, "the controller does not hear of the checkpoint"
-    assert marks(site, "before-checkpoint") == 4
+    wait_for("all ranks were told of the checkpoint", lambda: marks(site, "before-checkpoint") == 4)
     job.wait_for_barriers(2)
     site.done()
     site.resumed("g1")

@@ -60,17 +60,18 @@ def test_the_ways_of_python_are_covered(site, program):
 def test_nothing_is_sent_to_a_stopped_rank(site, ranks):
     guests = {2: ("g1", "g2"), 4: GUESTS, 8: ("g1", "g2", "g3", "g4") * 2}[ranks]
     job = site.start(guests, tcp=True)
-    job.wait_for_barriers(20)
-    running = [bytes_received(job.pid(rank)) for rank in range(ranks)]
-    job.wait_for_barriers(20)
-    assert all(bytes_received(job.pid(rank)) > running[rank] for rank in range(ranks)), "these ranks do not speak TCP"
+    job.wait_for_barriers(5)
+    running = bytes_received(job, range(ranks))
+    job.wait_for_barriers(5)
+    pairs = zip(running, bytes_received(job, range(ranks)), strict=True)
+    assert all(later > before for before, later in pairs), "these ranks do not speak TCP"
     for guest in ("g1", "g2"):  # rank 0 leads, or is held by others
         site.notice(guest)
         assert site.ready(guest) == guests.count(guest)
         stopped = [rank for rank in range(ranks) if guests[rank] == guest]
-        before = [bytes_received(job.pid(rank)) for rank in stopped]
+        before = bytes_received(job, stopped)
         time.sleep(0.3)
-        assert [bytes_received(job.pid(rank)) for rank in stopped] == before
+        assert bytes_received(job, stopped) == before
         site.done()
         site.resumed(guest)
         job.wait_for_barriers(3)
@@ -86,9 +87,9 @@ def test_nothing_is_sent_to_stopped_ranks_of_64(site):
     site.notice("g0", "g3")
     assert [site.ready(guest) for guest in ("g0", "g3")] == [8, 8]
     stopped = [*range(8), *range(24, 32)]
-    before = [bytes_received(job.pid(rank)) for rank in stopped]
+    before = bytes_received(job, stopped)
     time.sleep(1)
-    assert [bytes_received(job.pid(rank)) for rank in stopped] == before
+    assert bytes_received(job, stopped) == before
     site.done()
     site.resumed("g3")
     job.wait_for_barriers(1)
@@ -101,9 +102,9 @@ def test_what_a_rank_did_send_would_be_counted(site):
     job.wait_for_barriers(5)
     site.notice("g1")
     site.ready("g1")
-    before = bytes_received(job.pid(0))
+    (before,) = bytes_received(job, [0])
     (site.folder / "send").touch()
-    wait_for("more bytes at the stopped rank", lambda: bytes_received(job.pid(0)) >= before + 64)
+    wait_for("more bytes at the stopped rank", lambda: bytes_received(job, [0])[0] >= before + 64)
     site.done()
     site.resumed("g1")
     job.wait_for_barriers(5)
