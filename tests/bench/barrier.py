@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,31 @@ VARIANTS = {
 }
 
 
+@contextmanager
+def patience(what: str) -> Iterator[None]:
+    """Raise TimeoutError where something hangs: opening and reading FIFOs wait for ranks, if need be for ever."""
+
+    def give_up(*_: Any) -> None:
+        raise TimeoutError(f"{what} took more than {PATIENCE_S} s")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(PATIENCE_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
 class Turns:
     """A job that times barriers when it is its turn."""
 
     def __init__(self, mpi: Mpi, variant: str, ranks: int, tcp: bool, builds: Builds, folder: Path) -> None:
+        self._what = f"{variant} in {ranks} ranks of {mpi.name}"
+        self._folder, self._ranks = folder, ranks
+        self._pipes: list[FileIO] = []  # the result, and each rank's orders
+        self.barriers = 20  # in a turn
         baseline, language, preloaded = VARIANTS[variant]
+        self._wrapped = 0 if variant in (baseline, "paper") else ranks
         PageWriter(job_folder(JOB, str(folder)))
         for name in [*map(str, range(ranks)), "result"]:
             os.mkfifo(folder / name)
@@ -69,27 +90,28 @@ class Turns:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        signal.alarm(PATIENCE_S)  # opening a FIFO waits for the other side
-        self._result = (folder / "result").open("r+b", buffering=0)
-        self._orders = [(folder / str(rank)).open("wb", buffering=0) for rank in range(ranks)]
-        signal.alarm(0)
-        self.barriers = 20
+
+    def begin(self) -> None:
+        """Wait for the ranks, and find how many barriers fill a turn. Raises RuntimeError if the wrapper is missing."""
+        with patience(f"the start of {self._what}"):
+            self._pipes.append((self._folder / "result").open("r+b", buffering=0))
+            for rank in range(self._ranks):
+                self._pipes.append((self._folder / str(rank)).open("wb", buffering=0))
         for _ in range(3):  # the first ones also connect
             self.barriers = max(20, min(5000, int(ROUND_S / (self.measure() * 1e-6))))
-        wrapped = len(live_slots(job_folder(JOB, str(folder))))
-        if wrapped != (0 if variant in (baseline, "paper") else ranks):
-            raise RuntimeError(f"{wrapped} of {ranks} ranks of {variant} take part by the wrapper ({mpi.name})")
+        wrapped = len(live_slots(job_folder(JOB, str(self._folder))))
+        if wrapped != self._wrapped:
+            raise RuntimeError(f"{self._what}: the wrapper is in {wrapped} of them, and should be in {self._wrapped}")
 
     def measure(self) -> float:
         """Microseconds a barrier, over one turn."""
         self._order(self.barriers)
-        signal.alarm(PATIENCE_S)
-        (seconds,) = struct.unpack("=d", self._result.read(8))
-        signal.alarm(0)
+        with patience(f"a turn of {self._what}"):
+            (seconds,) = struct.unpack("=d", self._pipes[0].read(8) or b"")
         return float(seconds) / self.barriers * 1e6
 
     def _order(self, barriers: int) -> None:
-        for pipe in self._orders:
+        for pipe in self._pipes[1:]:
             pipe.write(struct.pack("=Q", barriers))
 
     def end(self) -> None:
@@ -100,7 +122,7 @@ class Turns:
         except (OSError, subprocess.TimeoutExpired):
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        for pipe in [self._result, *self._orders]:
+        for pipe in self._pipes:
             pipe.close()
 
 
@@ -109,6 +131,7 @@ def turns(*arguments: Any) -> Iterator[Turns]:
     with tempfile.TemporaryDirectory() as folder:
         job = Turns(*arguments, Path(folder))
         try:
+            job.begin()
             yield job
         finally:
             job.end()
