@@ -27,7 +27,7 @@ def barrier_job(site: Site, services: Services, program: Path) -> Iterator[tuple
 
     The client has a session of its own: ctrl-C ends the measurement, which then ends the job.
     """
-    with uploaded(site, program) as folder:
+    with uploaded(site, {"program": program}) as folder:
         words = ["--hosts", "2", "--guests-per-host", "1", "--guest-memory", GUEST_MEMORY, "--job-name", "bench"]
         process = subprocess.Popen(
             as_user(site, "failavoid", "run", *words, "--", f"{folder}/program", "loop", folder),
@@ -43,10 +43,10 @@ def barrier_job(site: Site, services: Services, program: Path) -> Iterator[tuple
             if process.poll() is not None:
                 raise RuntimeError(f"the job ended with {process.returncode} before it began: see 'failavoid jobs'")
             ident = next(job.id for job in services.membership().jobs if job.state == "running")
-            yield LongJob(site, services, RunningJob(process, time.time()), ident, f"{folder}/stop"), folder
+            yield LongJob(site, services, RunningJob(process, time.time()), ident, f"{folder}/do"), folder
         finally:
             settle(services)
-            site.run(site.head, "touch", f"{folder}/stop")
+            site.run(site.head, "sh", "-c", f"echo stop >{folder}/do")
             end(site, services, process)
 
 

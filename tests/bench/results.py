@@ -47,7 +47,7 @@ def document(domain_type: str, samples: Mapping[str, Any], **more: Any) -> dict[
     return {**surroundings(domain_type), **medians(samples), **more, "samples": samples}
 
 
-def write(name: str, result: dict[str, Any], folder: Path = FOLDER) -> Path:
+def write(name: str, result: dict[str, Any] | list[dict[str, Any]], folder: Path = FOLDER) -> Path:
     """Write build/bench/NAME.json, at once or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path, draft = folder / f"{name}.json", folder / f".{name}.json"

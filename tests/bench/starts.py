@@ -55,7 +55,7 @@ def named(figures: dict[str, float], kind: str) -> dict[str, float]:
 
 def started(site: Site, services: Services, program: Path) -> dict[str, float]:
     """Run the program in C as a job; seconds from the job's acceptance to the first rank in main, and to MPI there."""
-    with uploaded(site, program) as folder:
+    with uploaded(site, {"program": program}) as folder:
         run(site, f"{folder}/program", folder)
         times = marks(site, folder)
         submitted = last_job(services).created
@@ -64,7 +64,7 @@ def started(site: Site, services: Services, program: Path) -> dict[str, float]:
 
 def imports(site: Site, program: Path) -> float:
     """Run a program in Python in the guests that are left; seconds from main to the last rank's imports."""
-    with uploaded(site, program) as folder:
+    with uploaded(site, {"program": program}) as folder:
         path = f"{folder}/start.py"
         site.run(site.head, "sh", "-c", f"printf %s {shlex.quote(PYTHON)} >{path}; chmod 0644 {path}")
         run(site, "python3", path, folder)

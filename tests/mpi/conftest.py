@@ -16,15 +16,18 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
     return Builds(tmp_path_factory.mktemp("shim"))
 
 
-@pytest.fixture(params=THOROUGH, ids=lambda flavour: flavour.name)
+@pytest.fixture(scope="module", params=THOROUGH, ids=lambda flavour: flavour.name)
 def flavour(request: pytest.FixtureRequest) -> Flavour:
     """Overridden by tests that are for other flavours (pytest.mark.parametrize)."""
     flavour: Flavour = request.param
+    if flavour.missing:
+        pytest.skip(flavour.missing)
     return flavour
 
 
 @pytest.fixture
 def site(flavour: Flavour, tmp_path: Path, builds: Builds) -> Iterator[Site]:
+    """For a job of the test's own."""
     if flavour.missing:
         pytest.skip(flavour.missing)
     site = Site(flavour, tmp_path, Controller(), builds)

@@ -41,6 +41,7 @@ class Mpi:
                 "OMPI_MCA_btl_vader_single_copy_mechanism": "none",  # needs ptrace, not to be had in containers
             }
             only = {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "tcp,self", "OMPI_MCA_btl_tcp_if_include": "lo"}
+            only["OMPI_MCA_osc"] = "^sm,ucx"
         else:
             settings = {
                 "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1",
@@ -101,8 +102,8 @@ OPENMPI4 = _debian("openmpi4", "openmpi", "/usr/bin/python3", "libopenmpi-dev py
 MPICH4 = _debian("mpich4", "mpich", "", "mpich libmpich-dev")
 ALL = (OPENMPI5, OPENMPI4, MPICH5, MPICH4)
 
-# Each wrapper goes through every case on one MPI, and through what matters most on all of them.
-THOROUGH = (Flavour(OPENMPI5, "python"), Flavour(MPICH5, "c"))
+# Each wrapper goes through every case on both kinds of MPI, and through what matters most on all of them.
+THOROUGH = tuple(Flavour(mpi, wrapper) for mpi in (OPENMPI5, MPICH5) for wrapper in ("python", "library", "c"))
 EVERY = tuple(
     Flavour(mpi, wrapper) for mpi in ALL for wrapper in ("python", "library", "c") if mpi.python or wrapper == "c"
 )
@@ -129,12 +130,17 @@ class Builds:
             run([compiler, "-O1", "-pthread", f"-I{SHIM}", str(source), "-o", str(made), *options])
         return made
 
-    def fortran(self, mpi: Mpi, source: Path) -> Path:
-        """A Fortran program for this MPI."""
-        made = self.folder / f"{source.stem}-{mpi.name}"
+    def fortran(self, mpi: Mpi, *options: str) -> Path:
+        """The Fortran program for this MPI; with the option -DMPIF by mpif.h."""
+        made = self.folder / "-".join(["fortran", mpi.name, *(o.strip("-") for o in options)])
         if not made.exists():
-            run([mpi.fortran, "-O1", str(source), "-o", str(made)])
+            run([mpi.fortran, "-O1", *options, str(HERE / "loop.F90"), "-o", str(made)])
         return made
+
+    def c_and_fortran(self, mpi: Mpi) -> dict[str, Path]:
+        """The files, by the names they need, of a job whose ranks are of both programs (Open MPI alone)."""
+        starter = HERE / "c_and_fortran"
+        return {starter.name: starter, "c": self.c(mpi), "fortran": self.fortran(mpi)}
 
 
 def run(command: list[str], **variables: str) -> str:

@@ -6,46 +6,55 @@ Guests are simulated by what a rank sees of them: its name and its run folder.
 from __future__ import annotations
 
 import json
+import multiprocessing
+import multiprocessing.context
 import os
 import re
 import signal
 import struct
 import subprocess
-import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from failavoid.agent import ranks
+from failavoid.agent.settings import Settings
 from failavoid.shared.messages import Notice, to_dict
+from failavoid.shared.page import live_slots
 from tests.mpi.installations import PROJECT, Builds, Flavour
 
 PROGRAM = Path(__file__).with_name("programs.py")
 JOB = "job-1"
+GUESTS = ("g1", "g1", "g2", "g3")  # of ranks 0 to 3, where a test has no reason for others
 PATIENCE_S = 60.0  # nothing takes that long: beyond it something hangs
+LOOK_S = 0.01
 
-_AGENT = """
-import sys
-from failavoid.agent import ranks
-from failavoid.agent.settings import Settings
-guest, controller, run_dir = sys.argv[1:]
-token = f"guest.{guest}.0.x"
-ranks.run(Settings(guest, "guest", token, ("127.0.0.1", 1), controller), run_dir)
-"""
+# starts agents without Python's own start and the imports
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload([__name__])
+
+
+def _agent(guest: str, controller: str, run_dir: str) -> None:
+    """Be a guest's agent, as long as the tests run."""
+    settings = Settings(guest, "guest", f"guest.{guest}.0.x", ("127.0.0.1", 1), controller)
+    threading.Thread(target=ranks.run, args=(settings, run_dir), daemon=True).start()
+    tests = multiprocessing.parent_process()
+    assert tests is not None
+    tests.join()
 
 
 def wait_for(what: str, condition: Callable[[], Any]) -> Any:
     """Wait until ``condition`` is true and return it; fail by naming ``what`` did not happen."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
+    for _ in range(int(PATIENCE_S / LOOK_S)):  # counts what this process got to run, whatever else the machine does
         found = condition()
         if found:
             return found
-        time.sleep(0.01)
+        time.sleep(LOOK_S)
     raise AssertionError(f"did not happen within {PATIENCE_S:.0f} s: {what}")
 
 
@@ -154,6 +163,7 @@ class Job:
     ranks: int
     output: Path
     errors: Path
+    heard: int = 0  # of the wrapper's lines
 
     def counts(self) -> list[int]:
         """Barriers that each rank has left."""
@@ -179,21 +189,34 @@ class Job:
 
         wait_for(f"{more} more barriers", left)
 
-    def stop(self) -> None:
-        """Tell the ranks to end their loop."""
-        (self.folder / "stop").touch()
+    def do(self, word: str) -> None:
+        """Say what the program's ranks do from now on: see programs.py."""
+        tell_program(self.folder, word)
 
     def end(self) -> str:
         """Stop, wait for the end, and return what was said on standard error."""
-        self.stop()
+        self.do("stop")
         status = self.process.wait(PATIENCE_S)
         errors = self.errors.read_text()
         assert status == 0, f"mpirun ended with {status}: {errors}\n{self.output.read_text()}"
         return errors
 
     def said(self) -> list[str]:
-        """The wrapper's lines."""
+        """The wrapper's lines that have not been forgotten."""
+        return self._lines()[self.heard :]
+
+    def forget(self) -> None:
+        """What has been said up to now is no more of interest."""
+        self.heard = len(self._lines())
+
+    def _lines(self) -> list[str]:
         return [line for line in self.errors.read_text().splitlines() if line.startswith("failavoid:")]
+
+
+def tell_program(folder: Path, word: str) -> None:
+    """Write the word for the program's ranks, in one piece."""
+    (folder / "do.new").write_text(f"{word}\n")
+    (folder / "do.new").replace(folder / "do")
 
 
 @dataclass
@@ -204,7 +227,10 @@ class Site:
     folder: Path
     controller: Controller
     builds: Builds
-    agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    agents: dict[str, multiprocessing.context.ForkServerProcess] = field(default_factory=dict)
+    guests: tuple[str, ...] = ()
+    affected: tuple[str, ...] = ()  # by the last epoch
+    epoch: int = 0
     job: Job | None = None
 
     def run_dir(self, guest: str) -> Path:
@@ -214,19 +240,58 @@ class Site:
         return self.run_dir(guest) / "jobs" / JOB
 
     def start_agent(self, guest: str) -> None:
-        """Start the agent of a guest, and wait until the job's page is there if the guest has a job."""
-        command = [sys.executable, "-c", _AGENT, guest, self.controller.url, str(self.run_dir(guest))]
-        self.agents[guest] = subprocess.Popen(command, cwd=PROJECT)
+        """Start the agent of a guest, a process of its own."""
+        self.agents[guest] = _FORKED.Process(target=_agent, args=(guest, self.controller.url, str(self.run_dir(guest))))
+        self.agents[guest].start()
 
     def end_agent(self, guest: str) -> None:
         agent = self.agents.pop(guest)
         agent.kill()
-        agent.wait()
+        agent.join()
+
+    def notice(self, *affected: str, to: Sequence[str] = (), **more: Any) -> None:
+        """Post the next epoch, to all guests or to some alone."""
+        self.epoch += 1
+        self.spread(*affected, to=to, **more)
+
+    def spread(self, *affected: str, to: Sequence[str] = (), **more: Any) -> None:
+        """Post this epoch to more guests."""
+        self.affected = affected
+        what = {"kind": "move", "source": "", "destination": "", **more}
+        self.tell(to, epoch=self.epoch, affected=list(affected), **what)
+
+    def done(self, to: Sequence[str] = ()) -> None:
+        """Say that the guests of this epoch have moved."""
+        self.tell(to, done=self.epoch)
+
+    def cancel(self) -> None:
+        """Say that nothing moves in this epoch."""
+        self.tell(cancelled=self.epoch)
+
+    def tell(self, to: Sequence[str] = (), **changes: Any) -> None:
+        for guest in to or self.guests:
+            self.controller.tell(guest, **changes)
+
+    def stopped(self, guest: str) -> int:
+        """How many ranks of a guest have stopped, by their slots."""
+        return sum(slot.stopped == self.epoch for slot in live_slots(str(self.page_folder(guest))))
+
+    def ready(self, guest: str) -> int:
+        """Wait until a guest reports that its ranks have stopped; how many."""
+        return self._reported(guest, "ready")
+
+    def resumed(self, guest: str) -> int:
+        """Wait until a guest reports that its ranks run again; how many."""
+        return self._reported(guest, "resumed")
+
+    def has_reported(self, guest: str, state: str) -> bool:
+        return self.controller.reported(guest, state, self.epoch) is not None
 
     def start(
         self,
         guests: Sequence[str],
         *arguments: str,
+        do: str = "world",
         program: str = "",
         binary: str = "",
         with_agents: bool = True,
@@ -238,15 +303,15 @@ class Site:
         """Start the job with rank i on ``guests[i]``, its agents first.
 
         ``arguments`` are a scenario of programs.py (in C: programs.c) and what follows its folder, or those of the
-        Python file ``program``; ``binary`` runs instead of programs.c. Rank i is of ``flavours[i]``, or of the site's.
+        Python file ``program``; ``binary`` runs instead of programs.c. ``do`` is what the program does first. Rank i is
+        of ``flavours[i]``, or of the site's.
         """
-        words = [program, *arguments] if program else [str(PROGRAM), arguments[0], str(self.folder), *arguments[1:]]
+        self.guests = tuple(dict.fromkeys(guests))
         if with_agents:
-            for guest in dict.fromkeys(guests):
-                self.controller.tell(guest)
-                self.start_agent(guest)
-            for guest in dict.fromkeys(guests):
-                wait_for(f"page of {guest}", (self.page_folder(guest) / "page").exists)
+            self.start_agents(guests)
+        tell_program(self.folder, do)
+        arguments = arguments or ("loop",)
+        words = [program, *arguments] if program else [str(PROGRAM), arguments[0], str(self.folder), *arguments[1:]]
         mpi = self.flavour.mpi
         command = mpi.launcher()
         for guest, flavour in zip(guests, flavours or [self.flavour] * len(guests)):
@@ -258,29 +323,35 @@ class Site:
             else:
                 rank = [mpi.python, *["-m", "failavoid.mpi"] * wrapper, *words]
             command += ["-n", "1", "env", *(f"{name}={value}" for name, value in variables.items()), *rank, ":"]
+        return self.launch(command[:-1], len(guests), tcp, PYTHONPATH=str(PROJECT), **environment)
+
+    def start_agents(self, guests: Sequence[str]) -> None:
+        """Start the agents of a job's guests; its page is on all of them."""
+        self.guests = tuple(dict.fromkeys(guests))
+        self.tell()
+        for guest in self.guests:
+            self.start_agent(guest)
+        for guest in self.guests:
+            wait_for(f"page of {guest}", (self.page_folder(guest) / "page").exists)
+
+    def launch(self, command: list[str], ranks: int, tcp: bool = False, **environment: str) -> Job:
+        """Start the job's launcher."""
         output, errors = self.folder / "stdout", self.folder / "stderr"
-        inherited = {
-            **os.environ,
-            **mpi.environment(tcp),
-            "FAILAVOID_JOB": JOB,
-            "PYTHONPATH": str(PROJECT),
-            "PYTHONUNBUFFERED": "1",
-            **environment,
-        }
+        variables = {**os.environ, **self.flavour.mpi.environment(tcp), "FAILAVOID_JOB": JOB, "PYTHONUNBUFFERED": "1"}
         with output.open("w") as out, errors.open("w") as err:
-            process = subprocess.Popen(command[:-1], stdout=out, stderr=err, env=inherited, text=True)
-        self.job = Job(process, self.folder, len(guests), output, errors)
+            process = subprocess.Popen(
+                command, stdout=out, stderr=err, env={**variables, **environment}, cwd=self.folder, text=True
+            )
+        self.job = Job(process, self.folder, ranks, output, errors)
         return self.job
 
-    def wait_for_report(self, guest: str, state: str, epoch: int) -> int:
-        """Wait for a guest's report and return its number of ranks."""
-
+    def _reported(self, guest: str, state: str) -> int:
         def reported() -> bool:
             assert self.job is None or self.job.process.poll() is None, self.job.errors.read_text()
-            return self.controller.reported(guest, state, epoch) is not None
+            return self.has_reported(guest, state)
 
-        wait_for(f"{guest} reports {state} of epoch {epoch}", reported)
-        ranks = self.controller.reported(guest, state, epoch)
+        wait_for(f"{guest} reports {state} of epoch {self.epoch}", reported)
+        ranks = self.controller.reported(guest, state, self.epoch)
         assert ranks is not None
         return ranks
 
@@ -295,8 +366,8 @@ class Site:
         self.controller.stop()
 
 
-def bytes_received(pid: int) -> int:
-    """Bytes that have arrived on a process's TCP connections since they were made, whether it has read them or not."""
-    listed = subprocess.run(["ss", "-tiHOnp"], capture_output=True, text=True, check=True).stdout
-    lines = [line for line in listed.splitlines() if f"pid={pid}," in line]
-    return sum(int(count) for line in lines for count in re.findall(r"bytes_received:(\d+)", line))
+def bytes_received(job: Job, ranks: Iterable[int]) -> list[int]:
+    """Bytes that have arrived on each rank's TCP connections since they were made, whether it has read them or not."""
+    listed = subprocess.run(["ss", "-tiHOnp"], capture_output=True, text=True, check=True).stdout.splitlines()
+    counts = [(line, sum(map(int, re.findall(r"bytes_received:(\d+)", line)))) for line in listed]
+    return [sum(count for line, count in counts if f"pid={job.pid(rank)}," in line) for rank in ranks]

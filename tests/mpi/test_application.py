@@ -30,12 +30,10 @@ def test_memory_grows_to_its_limit_and_the_result_is_right(site):
 
 def test_the_result_is_right_after_ranks_were_stopped(site):
     job = run(site, "--start-mb", "2", "--steps", "40", "--interval-s", "0.05")
-    for guest in ("g1", "g2", "g3"):
-        site.controller.tell(guest, epoch=1, affected=["g1", "g3"])
-    site.wait_for_report("g1", "ready", 1)
-    site.wait_for_report("g3", "ready", 1)
-    for guest in ("g1", "g2", "g3"):
-        site.controller.tell(guest, done=1)
+    site.notice("g1", "g3")
+    site.ready("g1")
+    site.ready("g3")
+    site.done()
     assert job.process.wait(60) == 0, job.errors.read_text()
     assert job.output.read_text().splitlines()[-1] == "RESULT correct"
     assert len(job.said()) == 1

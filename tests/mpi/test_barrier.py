@@ -1,350 +1,253 @@
-"""Ranks of real MPI jobs stop at their barriers while their guests move, and run on afterwards."""
+"""Ranks of real MPI jobs stop at their barriers while their guests move, and run on afterwards.
 
-import os
-import signal
+One job for each MPI and wrapper goes through all of it; each test is an evacuation or two of that job.
+"""
+
+from __future__ import annotations
+
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from failavoid.shared.page import Page
-from tests.mpi.installations import EVERY, OPENMPI5, OVER_TCP, Flavour
-from tests.mpi.site import JOB, Site, bytes_received, wait_for
-
-GUESTS = ("g1", "g1", "g2", "g3")  # of ranks 0 to 3
+from tests.mpi.installations import Builds, Flavour
+from tests.mpi.site import GUESTS, JOB, Controller, Job, Site, wait_for
 
 
-def notice(site: Site, epoch: int, affected: list[str], guests=("g1", "g2", "g3")) -> None:
-    for guest in guests:
-        site.controller.tell(guest, epoch=epoch, affected=affected)
+class Shared:
+    """The job that the tests have in common; another one is started when a test has left it unfit for the next."""
+
+    def __init__(self, flavour: Flavour, builds: Builds, folder: Path) -> None:
+        self._flavour, self._builds, self._folder = flavour, builds, folder
+        self._site: Site | None = None
+
+    def take(self) -> Site:
+        """The site of the job, which runs as if nothing had been before."""
+        if self._site is None:
+            folder = self._folder / str(time.monotonic_ns())
+            folder.mkdir()
+            self._site = Site(self._flavour, folder, Controller(), self._builds)
+            self._site.start(GUESTS).wait_for_barriers(5)
+        site = self._site
+        assert site.job is not None
+        site.job.forget()
+        site.controller.reports.clear()
+        site.affected = ()
+        return site
+
+    def give_back(self) -> None:
+        """Let the job come to rest. Raises AssertionError if it doesn't."""
+        site = self._site
+        assert site is not None
+        assert site.job is not None
+        try:
+            site.job.do("world")
+            site.cancel()
+            for guest in site.affected:
+                site.resumed(guest)
+            site.job.wait_for_barriers(2)
+        except AssertionError:
+            self.close()
+            raise
+
+    def end(self) -> None:
+        """Let the job's program come to its end."""
+        if self._site is not None and self._site.job is not None:
+            self._site.job.end()
+
+    def close(self) -> None:
+        if self._site is not None:
+            self._site.close()
+        self._site = None
 
 
-def done(site: Site, epoch: int, guests=("g1", "g2", "g3")) -> None:
-    for guest in guests:
-        site.controller.tell(guest, done=epoch)
+@pytest.fixture(scope="module")
+def shared(flavour: Flavour, builds: Builds, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    shared = Shared(flavour, builds, tmp_path_factory.mktemp("job"))
+    try:
+        yield shared
+        shared.end()
+    finally:
+        shared.close()
 
 
-PYTHON = [flavour for flavour in EVERY if flavour.wrapper == "python"]
-on_every_mpi = pytest.mark.parametrize("flavour", EVERY, ids=lambda flavour: flavour.name)
+@pytest.fixture
+def site(shared: Shared) -> Iterator[Site]:
+    yield shared.take()
+    shared.give_back()
 
 
-def test_without_a_notice_barriers_are_barriers_and_nothing_is_said(site):
-    job = site.start(GUESTS, "loop")
-    job.wait_for_barriers(50)
-    assert job.end() == ""
-    assert len(set(job.counts())) == 1
+@pytest.fixture
+def job(site: Site) -> Job:
+    assert site.job is not None
+    return site.job
+
+
+def test_without_a_notice_barriers_are_barriers_and_nothing_is_said(site, job):
+    job.wait_for_barriers(20)
+    assert job.errors.read_text() == ""
     assert site.controller.reports == []
 
 
-def test_a_program_is_untouched_without_a_job(site):
-    job = site.start(("g1", "g2"), "loop", with_agents=False, FAILAVOID_JOB="")
-    job.wait_for_barriers(50)
-    assert job.end() == ""
-
-
-@on_every_mpi
-def test_ranks_of_affected_guests_stop_until_the_move_is_done(site):
-    job = site.start(GUESTS, "loop")
-    job.wait_for_barriers(5)
-    notice(site, 1, ["g1", "g2"])
-    assert site.wait_for_report("g1", "ready", 1) == 2
-    assert site.wait_for_report("g2", "ready", 1) == 1
+def test_ranks_of_affected_guests_stop_until_the_move_is_done(site, job):
+    site.notice("g1", "g2")
+    assert site.ready("g1") == 2
+    assert site.ready("g2") == 1
     held = job.counts()
-    time.sleep(0.5)
+    time.sleep(0.3)
     assert job.counts() == held, "ranks passed the barrier during the move"
     assert len(set(held)) == 1
-    assert site.controller.reported("g1", "resumed", 1) is None
+    assert not site.has_reported("g1", "resumed")
 
-    done(site, 1)
-    assert site.wait_for_report("g1", "resumed", 1) == 2
-    assert site.wait_for_report("g2", "resumed", 1) == 1
+    site.done()
+    assert site.resumed("g1") == 2
+    assert site.resumed("g2") == 1
     job.wait_for_barriers(5)
-    job.end()
     (line,) = job.said()
     assert f"job {JOB}: guests g1, g2 moved; 3 ranks stopped for" in line
     assert {report[0] for report in site.controller.reports} == {"g1", "g2"}, "an unaffected guest spoke"
 
 
-@pytest.mark.parametrize("guests", [("g1", "g2"), ("g1", "g2", "g3", "g4") * 2], ids=["2 ranks", "8 ranks"])
-def test_two_ranks_or_eight_over_tcp_stop_and_go_on_alike(site, guests):
-    job = site.start(guests, "loop", tcp=True)
-    job.wait_for_barriers(3)
-    names = sorted(set(guests))
-    for epoch, affected in ((1, names[-1:]), (2, names[:2])):  # rank 0 held by others, then leading
-        notice(site, epoch, affected, names)
-        assert [site.wait_for_report(guest, "ready", epoch) for guest in affected] == [
-            guests.count(guest) for guest in affected
-        ]
-        done(site, epoch, names)
-        for guest in affected:
-            site.wait_for_report(guest, "resumed", epoch)
-        job.wait_for_barriers(3)
-    job.end()
-    assert len(set(job.counts())) == 1
-
-
 @pytest.mark.parametrize("first", ["g1", "g2", "g3"])
-def test_guests_may_hear_of_a_notice_at_different_moments(site, first):
-    job = site.start(GUESTS, "loop")
-    job.wait_for_barriers(5)
+def test_guests_may_hear_of_a_notice_at_different_moments(site, job, first):
     others = [guest for guest in ("g1", "g2", "g3") if guest != first]
-    notice(site, 1, ["g1", "g2"], [first])
+    site.notice("g1", "g2", to=[first])
     # one guest's page is enough for all to stop: the list is agreed on, nobody is held as unaffected
-    held = wait_for("all ranks stopped", lambda: _standing_still(job))
-    notice(site, 1, ["g1", "g2"], others)
-    site.wait_for_report("g1", "ready", 1)
-    site.wait_for_report("g2", "ready", 1)
+    wait_for("all affected ranks have stopped", lambda: (site.stopped("g1"), site.stopped("g2")) == (2, 1))
+    held = job.counts()
+    site.spread("g1", "g2", to=others)
+    site.ready("g1")
+    site.ready("g2")
     assert job.counts() == held
-    done(site, 1, ["g2"])
-    site.wait_for_report("g2", "resumed", 1)
-    done(site, 1, ["g1", "g3"])
-    site.wait_for_report("g1", "resumed", 1)
-    job.wait_for_barriers(5)
-    job.end()
+    site.done(["g2"])
+    site.resumed("g2")
+    site.done(["g1", "g3"])
+    site.resumed("g1")
+    job.wait_for_barriers(2)
 
 
-def _standing_still(job):
-    before = job.counts()
-    time.sleep(0.3)
-    return before if job.counts() == before else None
-
-
-def test_a_cancelled_evacuation_releases_the_ranks(site):
-    job = site.start(GUESTS, "loop")
-    job.wait_for_barriers(5)
-    notice(site, 1, ["g2"])
-    site.wait_for_report("g2", "ready", 1)
-    for guest in ("g1", "g2", "g3"):
-        site.controller.tell(guest, cancelled=1)
-    site.wait_for_report("g2", "resumed", 1)
-    job.wait_for_barriers(5)
-    job.end()
+def test_a_cancelled_evacuation_releases_the_ranks(site, job):
+    site.notice("g2")
+    site.ready("g2")
+    site.cancel()
+    site.resumed("g2")
+    job.wait_for_barriers(2)
     (line,) = job.said()
     assert "guest g2 did not move (cancelled); 1 rank stopped" in line
 
 
-def test_a_second_evacuation_gets_its_own_epoch(site):
-    job = site.start(GUESTS, "loop")
-    for epoch, guest in ((1, "g1"), (2, "g3")):
-        job.wait_for_barriers(5)
-        notice(site, epoch, [guest])
-        site.wait_for_report(guest, "ready", epoch)
-        done(site, epoch)
-        site.wait_for_report(guest, "resumed", epoch)
-    job.wait_for_barriers(5)
-    job.end()
-    assert len(job.said()) == 2
-
-
-def test_the_local_limit_ends_a_hold_but_handles_nothing(site):
-    job = site.start(GUESTS, "loop", FAILAVOID_LIMIT_S="0.2")
-    job.wait_for_barriers(5)
-    notice(site, 1, ["g2"])
-    site.wait_for_report("g2", "ready", 1)
-    before = job.counts()[0]
-    wait_for("the ranks stop a second time for the same notice", lambda: len(job.said()) >= 2)
-    counted = job.counts()[0]  # one barrier a stop, and the one that may be under way at either reading
-    assert counted <= before + len(job.said()) + 2, "a barrier did not look at the open notice"
-    done(site, 1)
-    site.wait_for_report("g2", "resumed", 1)
-    job.wait_for_barriers(20)
-    job.end()
-    assert "did not move within 0.2 s (FAILAVOID_LIMIT_S)" in job.said()[0]
-    # where the word that the guest has moved falls between two stops, no rank is there to say it
-    assert sum("guest g2 moved" in line for line in job.said()) <= 1
+def test_the_line_in_the_output_says_where_guests_went(site, job):
+    site.notice("g1", "g2", source="host01", destination="host07")
+    site.ready("g1")
+    site.ready("g2")
+    site.done()
+    site.resumed("g2")
+    job.wait_for_barriers(2)
+    (line,) = job.said()
+    assert f"job {JOB}: guests g1, g2 moved from host01 to host07; 3 ranks stopped for" in line
 
 
 @pytest.mark.parametrize("how", ["dup", "split", "create", "create_group", "cart", "graph", "merge"])
-def test_communicators_of_the_world_s_size_are_covered_however_they_were_made(site, how):
-    stop_and_go_on(site, "derived", how)
+def test_communicators_of_the_world_s_size_are_covered_however_they_were_made(site, job, how):
+    job.do(how)
+    job.wait_for_barriers(2)
+    site.notice("g1")
+    assert site.ready("g1") == 2
+    site.done()
+    site.resumed("g1")
+    job.wait_for_barriers(2)
 
 
-@pytest.mark.parametrize("flavour", PYTHON, ids=lambda flavour: flavour.name)
-@pytest.mark.parametrize("program", ["lower_case", "imported_late"])
-def test_the_ways_of_python_are_covered(site, program):
-    stop_and_go_on(site, program, wrapper=program != "imported_late")
-
-
-def stop_and_go_on(site: Site, *program: str, **how) -> None:
-    job = site.start(("g1", "g1", "g2"), *program, **how)
-    job.wait_for_barriers(5)
-    notice(site, 1, ["g1"], ["g1", "g2"])
-    assert site.wait_for_report("g1", "ready", 1) == 2
-    done(site, 1, ["g1", "g2"])
-    site.wait_for_report("g1", "resumed", 1)
-    job.wait_for_barriers(5)
-    job.end()
-
-
-@pytest.mark.parametrize("program", ["part", "inter"])
-def test_barriers_of_a_part_of_the_world_pass_through(site, program):
-    job = site.start(GUESTS, program)
-    job.wait_for_barriers(5)
-    notice(site, 1, ["g1", "g3"])
-    job.wait_for_barriers(100)
+@pytest.mark.parametrize("which", ["part", "inter"])
+def test_barriers_of_a_part_of_the_world_pass_through(site, job, which):
+    job.do(which)
+    job.wait_for_barriers(2)
+    site.notice("g1", "g3")
+    job.wait_for_barriers(20)
     assert site.controller.reports == [], "a rank stopped where others could wait for it for ever"
-    done(site, 1)  # moved after the deadline: migration needs no standstill
-    site.wait_for_report("g1", "resumed", 1)
-    job.end()
+    site.done()  # moved after the deadline: migration needs no standstill
+    site.resumed("g1")
     assert job.said() == []
 
 
-def test_ranks_look_at_every_nth_barrier_of_each_communicator(site):
-    job = site.start(GUESTS, "two_counts", FAILAVOID_EVERY="7")
-    job.wait_for_barriers(21)
-    notice(site, 1, ["g1", "g3"])
-    site.wait_for_report("g1", "ready", 1)
-    site.wait_for_report("g3", "ready", 1)
-    done(site, 1)
-    site.wait_for_report("g3", "resumed", 1)
-    job.wait_for_barriers(21)
-    job.end()
-
-
-def test_pcontrol_switches_the_wrapper_off_and_on(site):
-    job = site.start(GUESTS, "switched_off")
-    job.wait_for_barriers(5)
-    notice(site, 1, ["g1"])
-    job.wait_for_barriers(100)
+def test_pcontrol_switches_the_wrapper_off_and_on(site, job):
+    job.do("off")
+    job.wait_for_barriers(2)
+    site.notice("g1")
+    job.wait_for_barriers(20)
     assert site.controller.reports == []
-    (site.folder / "on").touch()
-    site.wait_for_report("g1", "ready", 1)
-    done(site, 1)
-    site.wait_for_report("g1", "resumed", 1)
+    job.do("on")
+    site.ready("g1")
+    site.done()
+    site.resumed("g1")
+    job.wait_for_barriers(2)
+
+
+def test_a_program_may_ask_outside_barriers(site, job):
+    job.do("asking")
     job.wait_for_barriers(5)
-    job.end()
-
-
-def test_finalize_with_a_notice_pending_only_deregisters(site):
-    job = site.start(GUESTS, "finalize")
-    job.wait_for_barriers(0)
-    wait_for("all ranks at their barrier", lambda: job.counts() == [1] * 4)
-    notice(site, 1, ["g1"])
-    time.sleep(0.2)
-    job.stop()
-    wait_for("all ranks finalized", lambda: len(list(site.folder.glob("finalized-*"))) == 4)
-    assert list((site.page_folder("g1") / "slots").iterdir()) == []
-    (site.folder / "end").touch()
-    job.end()
-    assert job.said() == []
-    assert site.controller.reports == []
-
-
-def is_dead(process: Path) -> bool:
-    state = (process / "stat").read_text().rsplit(")", 1)[1].split()[0]
-    return state == "Z" and len(list((process / "task").iterdir())) == 1
-
-
-# MPICH's launcher has a second process that ends the other ranks at once
-@pytest.mark.parametrize(
-    "flavour", [Flavour(OPENMPI5, "python"), Flavour(OPENMPI5, "c")], ids=lambda flavour: flavour.name
-)
-def test_a_rank_that_crashed_leaves_nothing_behind_that_counts(site):
-    job = site.start(("g1", "g1", "g2"), "loop")
+    site.notice("g2")
+    site.ready("g2")
+    site.done()
+    site.resumed("g2")
     job.wait_for_barriers(5)
-    job.process.send_signal(signal.SIGSTOP)  # mpirun must not end the other ranks at once
-    os.kill(job.pid(1), signal.SIGKILL)
-    process = Path(f"/proc/{job.pid(1)}")
-    # a process is a zombie as soon as its first thread is; the others may still be on their way out
-    wait_for("the rank is dead", lambda: not process.exists() or is_dead(process))
-    notice(site, 1, ["g1"], ["g1"])
-    done(site, 1, ["g1"])
-    assert site.wait_for_report("g1", "resumed", 1) == 1
-    wait_for(
-        "the dead rank's slot is gone",
-        lambda: [slot.stem for slot in (site.page_folder("g1") / "slots").iterdir()] == [str(job.pid(0))],
-    )
-    job.process.send_signal(signal.SIGCONT)
-    assert job.process.wait(60) != 0
+    assert len(job.said()) == 1
 
 
-@pytest.mark.parametrize("flavour", OVER_TCP, ids=lambda flavour: flavour.name)
-def test_nothing_is_sent_to_a_stopped_rank(site):
-    job = site.start(GUESTS, "loop", tcp=True)
+def test_the_application_is_told_before_and_after_on_every_rank(site, job):
+    job.do("callbacks")
+    job.wait_for_barriers(2)
+    site.notice("g1")
+    site.ready("g1")
+    wait_for("all ranks were told that guests move", lambda: marks(site, "before-move") == 4)
+    assert marks(site, "after") == 0
+    site.done()
+    wait_for("all ranks are told that they run on", lambda: marks(site, "after-moved") == 4)
+    site.notice("g1", kind="checkpoint")
+    assert site.ready("g1") == 2, "the controller does not hear of the checkpoint"
+    wait_for("all ranks were told of the checkpoint", lambda: marks(site, "before-checkpoint") == 4)
+    job.wait_for_barriers(2)
+    site.done()
+    site.resumed("g1")
+    assert "the program was told to write a checkpoint" in job.said()[1]
+
+
+def marks(site: Site, what: str) -> int:
+    return len(list(site.folder.glob(f"{what}-*-told")))
+
+
+def test_a_checkpoint_that_nobody_can_write_stops_nobody_and_is_not_reported(site, job):
+    site.notice("g1", kind="checkpoint")
+    wait_for("the user hears of it", job.said)
     job.wait_for_barriers(20)
-    running = [bytes_received(job.pid(rank)) for rank in (0, 1)]
-    job.wait_for_barriers(20)
-    assert all(bytes_received(job.pid(rank)) > running[rank] for rank in (0, 1)), "these ranks do not speak TCP"
-    for epoch in (1, 2, 3):
-        notice(site, epoch, ["g1"])
-        site.wait_for_report("g1", "ready", epoch)
-        before = [bytes_received(job.pid(rank)) for rank in (0, 1)]
-        time.sleep(0.3)
-        assert [bytes_received(job.pid(rank)) for rank in (0, 1)] == before
-        done(site, epoch)
-        site.wait_for_report("g1", "resumed", epoch)
-        job.wait_for_barriers(3)
-    job.end()
-
-
-def test_what_a_rank_did_send_would_be_counted(site):
-    job = site.start(GUESTS, "message", "5", tcp=True)
-    job.wait_for_barriers(5)
-    notice(site, 1, ["g1"])
-    site.wait_for_report("g1", "ready", 1)
-    before = bytes_received(job.pid(0))
-    (site.folder / "send").touch()
-    wait_for("more bytes at the stopped rank", lambda: bytes_received(job.pid(0)) >= before + 64)
-    done(site, 1)
-    site.wait_for_report("g1", "resumed", 1)
-    job.wait_for_barriers(5)
-    job.end()
-
-
-def test_an_agent_may_come_after_the_ranks(site):
-    job = site.start(("g1", "g2"), "loop", with_agents=False)
-    job.wait_for_barriers(20)
+    site.cancel()
+    site.resumed("g1")
     (line,) = job.said()
-    assert "no page in" in line
-    for guest in ("g1", "g2"):
-        site.controller.tell(guest, epoch=1, affected=["g2"])
-        site.start_agent(guest)
-    assert site.wait_for_report("g2", "ready", 1) == 1
-    done(site, 1, ["g1", "g2"])
-    site.wait_for_report("g2", "resumed", 1)
-    job.wait_for_barriers(5)
-    job.end()
+    assert line.endswith(f"a checkpoint is asked for, but the program has no callback for it (epoch {site.epoch})")
+    assert not site.has_reported("g1", "ready")
 
 
-def test_a_controller_that_is_away_blocks_no_barrier(site):
-    job = site.start(GUESTS, "loop")
-    job.wait_for_barriers(5)
+def test_a_controller_that_is_away_blocks_no_barrier(site, job):
     site.controller.stop()
-    job.wait_for_barriers(100)
-    notice(site, 1, ["g3"])
+    job.wait_for_barriers(20)
+    site.notice("g3")
     site.controller.start()
-    site.wait_for_report("g3", "ready", 1)
-    done(site, 1)
-    site.wait_for_report("g3", "resumed", 1)
-    job.wait_for_barriers(5)
-    job.end()
+    site.ready("g3")
+    site.done()
+    site.resumed("g3")
+    job.wait_for_barriers(2)
 
 
-def test_an_agent_that_is_restarted_during_a_hold_goes_on_where_it_was(site):
-    job = site.start(GUESTS, "loop")
-    job.wait_for_barriers(5)
-    notice(site, 1, ["g1"])
-    site.wait_for_report("g1", "ready", 1)
+def test_an_agent_that_is_restarted_during_a_hold_goes_on_where_it_was(site, job):
+    site.notice("g1")
+    site.ready("g1")
     site.end_agent("g1")
     held = job.counts()
     site.controller.reports.clear()
     site.start_agent("g1")
-    site.wait_for_report("g1", "ready", 1)
+    site.ready("g1")
     assert job.counts() == held
-    done(site, 1)
-    site.wait_for_report("g1", "resumed", 1)
-    job.wait_for_barriers(5)
-    job.end()
-
-
-def test_the_page_of_an_ended_job_is_removed(site):
-    job = site.start(("g1", "g2"), "loop")
-    job.wait_for_barriers(5)
-    site.controller.end_job("g1")
-    job.wait_for_barriers(5)
-    assert (site.page_folder("g1") / "page").exists(), "the page of living ranks was removed"
-    job.end()
-    site.controller.tell("g1", epoch=1)  # ends the agent's long poll
-    wait_for("the agent has heard", lambda: Page(str(site.page_folder("g1"))).epoch == 1)
-    site.controller.end_job("g1")
-    wait_for("the page is gone", lambda: not site.page_folder("g1").exists())
+    site.done()
+    site.resumed("g1")
+    job.wait_for_barriers(2)

@@ -30,8 +30,13 @@ def test_three_guests_and_two_requests():
     assert explore(Job("ABC", ("AB", "C"), cancels=False)) > 1000
 
 
+def test_three_requests():
+    assert explore(Job("AB", ("A", "B", "AB"))) > 40_000
+
+
 def test_four_ranks():
-    assert explore(Job("ABAB", ("B",))) > 1000
+    assert explore(Job("ABAB", ("B",))) > 20_000
+    assert explore(Job("AABB", ("A", "B"), cancels=False)) > 30_000
 
 
 @pytest.mark.parametrize("requests", [("A",), ("B",), ("AB",), ("A", "B")], ids="-".join)
@@ -90,14 +95,44 @@ class TellsFirst(Rank):
         self.handled = max(self.handled, held.epoch)
 
 
+class GivesUpForGood(Rank):
+    """A limit that has passed counts as the end of the epoch."""
+
+    def _stop(self, rank, held, began):
+        yield from super()._stop(rank, held, began)
+        self.handled = max(self.handled, held.epoch)
+
+
+class OthersGoOn(Rank):
+    """Ranks that are not affected wait for nobody."""
+
+    def _stop(self, rank, held, began):
+        if rank in held.ranks:
+            yield from super()._stop(rank, held, began)
+        self.handled = max(self.handled, held.epoch)
+
+
+class EveryoneTells(Rank):
+    """Each affected rank tells, and not the leader alone: ranks of one guest wake at different moments."""
+
+    def _stop(self, rank, held, began):
+        own = (yield Sleep(held.epoch)) if rank in held.ranks else 0
+        yield Tell(rank if own else held.ranks[0], own)
+        self.handled = max(self.handled, held.epoch)
+
+
 @pytest.mark.parametrize(
-    ("rank", "request_", "what"),
+    ("rank", "job", "what"),
     [
-        (OwnPageAlone, "AB", "never come to rest"),
-        (SecondBarrier, "A", "enters a collective, which sends to guests that are moving"),
-        (TellsFirst, "A", "moving"),
+        (OwnPageAlone, Job("AB", ("AB",), cancels=False), "never come to rest"),
+        (SecondBarrier, Job("AB", ("A",), cancels=False), "enters a collective, which sends to guests that are moving"),
+        (TellsFirst, Job("AB", ("A",), cancels=False), "moving"),
+        (GivesUpForGood, Job("AB", ("AB",), cancels=False, limit=True), "never come to rest"),
+        (OthersGoOn, Job("AB", ("A",), cancels=False), "enters a collective, which sends to guests that are moving"),
+        (EveryoneTells, Job("AB", ("AB", "A"), cancels=False), "a message is on its way"),
     ],
+    ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_the_search_finds_what_is_wrong_with_other_protocols(rank, request_, what):
+def test_the_search_finds_what_is_wrong_with_other_protocols(rank, job, what):
     with pytest.raises(Found, match=what):
-        explore(Job("AB", (request_,), cancels=False, rank=rank))
+        explore(job._replace(rank=rank))

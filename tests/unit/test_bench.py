@@ -10,7 +10,7 @@ import pytest
 
 from failavoid.playbook_runner import PlaybookResult
 from failavoid.shared.messages import Evacuation, Migration, Step
-from tests.bench import ansible, held, results
+from tests.bench import ansible, barrier, held, results
 from tests.bench.evacuation import phases
 from tests.bench.idle import Moved
 
@@ -118,3 +118,29 @@ def test_the_parts_of_a_move_by_playbook_add_up_to_the_whole():
         "end": 0.5,
     }
     assert sum(ansible.parts(moved).values()) + moved.moving_s == moved.ended - moved.began
+
+
+def barriers(transport: str, ranks: int, **figures: tuple[float, float]) -> list[dict[str, object]]:
+    """Rows of one size: of each variant the microseconds of a barrier, and the lower end of the ratio's interval."""
+    plain = {"plain": (100.0, 1.0), "paper": (200.0, 2.0), "plain_mpi4py": (100.0, 1.0)}
+    return [
+        {"mpi": "m", "ranks": ranks, "transport": transport, "variant": name, "us": us, "ratio_ci95": [lowest, 9.0]}
+        for name, (us, lowest) in {**plain, **figures}.items()
+    ]
+
+
+def test_barriers_that_keep_within_their_aims_are_not_spoken_of():
+    assert barrier.missed(barriers("tcp", 8, failavoid_c=(115.0, 1.1), failavoid_python=(130.0, 1.1))) == []
+    assert barrier.missed(barriers("shm", 2, failavoid_c=(119.0, 1.19))) == []
+
+
+@pytest.mark.parametrize(("transport", "lowest"), [("tcp", 1.11), ("shm", 1.31)])
+def test_a_ratio_beyond_its_aim_is_named_with_all_that_it_is_of(transport, lowest):
+    rows = barriers(transport, 4, paper=(900.0, 9.0), failavoid_c=(150.0, lowest))
+    (sentence,) = barrier.missed(rows)
+    assert sentence.startswith(f"failavoid_c, 4 ranks of m, {transport}: {lowest} times the plain barrier, aim 1.")
+
+
+def test_what_is_added_is_held_against_the_papers_scheme():
+    (sentence,) = barrier.missed(barriers("shm", 2, failavoid_mpi4py=(125.0, 1.21)))
+    assert sentence.startswith("failavoid_mpi4py, 2 ranks of m, shm: 21.00 us more, aim 20.00")
