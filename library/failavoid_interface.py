@@ -112,14 +112,18 @@ def describe(name: str) -> Dict[str, Any]:
 
 
 def commands(name: str, uplink: str, there: bool) -> str:
-    """What ip has to do so that the bridge takes over the uplink, as one batch."""
+    """What ip has to do so that the bridge takes over the uplink, as one batch.
+
+    The host is never without its address: its root may come over this very network, and with it the next page of ip.
+    """
     lines = [] if there else [f"link add name {name} type bridge"]
     lines.append(f"link set dev {name} address {(Path('/sys/class/net') / uplink / 'address').read_text().strip()}")
     held = addresses(uplink)
     routes = [route for route in ip("-4", "route", "show", "dev", uplink) if route.get("gateway")]
-    lines += [f"address del {one['local']}/{one['prefixlen']} dev {uplink}" for one in held]
-    lines += [f"link set dev {uplink} master {name}", f"link set dev {name} up"]
+    lines.append(f"link set dev {name} up")
     lines += [f"address add {one['local']}/{one['prefixlen']} brd + dev {name}" for one in held]
+    lines.append(f"link set dev {uplink} master {name}")
+    lines += [f"address del {one['local']}/{one['prefixlen']} dev {uplink}" for one in held]
     lines += [f"route replace {route['dst']} via {route['gateway']} dev {name}" for route in routes]
     return "\n".join(lines) + "\n"
 

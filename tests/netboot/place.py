@@ -41,8 +41,9 @@ class Booted:
     uefi: bool = False
 
 
-BIOS = Booted("booted01", "10.78.1.1", "52:54:00:12:34:56")
-UEFI = Booted("booted02", "10.78.1.2", "52:54:00:12:34:5A", uefi=True)
+BIOS = Booted("booted01", "10.78.1.1", "52:54:00:78:01:01")
+OTHER_MAC = "52:54:00:78:99:99"
+UEFI = Booted("booted02", "10.78.1.2", "52:54:00:78:01:0A", uefi=True)
 
 
 class BootError(Exception):
@@ -205,12 +206,14 @@ class Machine:
 
     def _command(self) -> list[str]:
         words = "qemu-system-x86_64 -nodefaults -display none -machine q35 -accel tcg,thread=multi,tb-size=512"
+        words += " -cpu qemu64,-svm"  # its guests are to be emulated on every machine that runs this
         words += " -m 3072 -smp 4,sockets=2,cores=2,threads=1"
         for node in (0, 1):
             words += f" -object memory-backend-ram,id=node{node},size=1536M"
             words += f" -numa node,nodeid={node},memdev=node{node},cpus={2 * node}-{2 * node + 1}"
         # first on the bus, so that the kernel names it first: a host is to boot from the card that its firmware took
         words += " -netdev user,id=other,restrict=on -device virtio-net-pci,netdev=other,addr=2,romfile="
+        words += f",mac={OTHER_MAC}"
         words += f" -netdev tap,id=boot,ifname={self.tap},script=no,downscript=no"
         words += f" -device virtio-net-pci,netdev=boot,addr=3,bootindex=0,mac={self.booted.mac}"
         words += ",romfile=" if self.booted.uefi else ""  # UEFI's own driver and PXE, not the card's iPXE
