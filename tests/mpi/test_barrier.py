@@ -25,16 +25,24 @@ class Shared:
     def take(self) -> Site:
         """The site of the job, which runs as if nothing had been before."""
         if self._site is None:
-            folder = self._folder / str(time.monotonic_ns())
-            folder.mkdir()
-            self._site = Site(self._flavour, folder, Controller(), self._builds)
-            self._site.start(GUESTS).wait_for_barriers(5)
+            self._start()
         site = self._site
+        assert site is not None
         assert site.job is not None
         site.job.forget()
         site.controller.reports.clear()
         site.affected = ()
         return site
+
+    def _start(self) -> None:
+        folder = self._folder / str(time.monotonic_ns())
+        folder.mkdir()
+        self._site = Site(self._flavour, folder, Controller(), self._builds)
+        try:
+            self._site.start(GUESTS).wait_for_barriers(5)
+        except AssertionError:
+            self.close()
+            raise
 
     def give_back(self) -> None:
         """Let the job come to rest. Raises AssertionError if it doesn't."""

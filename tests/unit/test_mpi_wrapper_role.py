@@ -176,13 +176,19 @@ def test_the_library_is_preloaded_only_where_it_is_asked_for(in_shell):
 
 
 @pytest.mark.parametrize(
-    "launch", ["failavoid-mpirun -n 2 python3", "mpirun.openmpi -n 2 -x FAILAVOID_JOB failavoid-mpi"]
+    ("asked", "launch"),
+    [
+        ("", "failavoid-mpirun -n 2 python3"),
+        ("", "mpirun.openmpi -n 2 -x FAILAVOID_JOB failavoid-mpi"),
+        ("export FAILAVOID_PRELOAD=1;", "mpirun.openmpi -n 2 -x FAILAVOID_JOB -x LD_PRELOAD python3"),
+    ],
+    ids=["failavoid-mpirun", "failavoid-mpi", "preloaded"],
 )
-def test_a_program_that_is_started_with_the_module_takes_part(in_shell, launch):
+def test_a_program_that_is_started_with_the_module_takes_part(in_shell, asked, launch):
     if not Path("/usr/bin/mpirun.openmpi").exists():
         pytest.skip("no /usr/bin/mpirun.openmpi: make venv")
     said = in_shell(
-        "module load failavoid; export FAILAVOID_JOB=job-1 FAILAVOID_MPIRUN=mpirun.openmpi;"
+        f"{asked} module load failavoid; export FAILAVOID_JOB=job-1 FAILAVOID_MPIRUN=mpirun.openmpi;"
         f"{launch} -c 'from mpi4py import MPI; MPI.COMM_WORLD.Barrier(); print(\"passed\")'"
     )
     assert said.count("passed") == 2
