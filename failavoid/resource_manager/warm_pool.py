@@ -93,6 +93,8 @@ class WarmPools:
             mine = [g for g in state.guests.values() if g.job is None and _kind_of(g) == kind and _is_coming(g)]
             on = {host: sum(guest.host == host for guest in mine) for host in state.hosts}
             for host in self._hosts(state):
+                if any(guest.state == "lost" for guest in state.guests_on(host.name)):
+                    continue  # it may still run there: its memory is not free before it is removed
                 while len(mine) + len(added) < pool.guests and on[host.name] < pool.per_host:
                     guest = self._guest(state, host, size, pool.user)
                     if guest is None:

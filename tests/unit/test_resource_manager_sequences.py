@@ -207,8 +207,10 @@ class Sequences(RuleBasedStateMachine):
         self.site.watch.once()
 
     @precondition(lambda self: self.put_off)
-    @rule()
-    def what_could_wait_is_done(self):
+    @rule(killed=st.booleans())
+    def what_could_wait_is_done(self, killed):
+        if killed:
+            self.restart()  # it was forgotten, and is begun anew
         acts, self.put_off = self.put_off, []
         for act, words in acts:
             act(*words)

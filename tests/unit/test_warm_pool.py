@@ -6,6 +6,7 @@ import threading
 import pytest
 from resource_manager_site import KEY, OPERATOR, SECRET, USER, Site, bearer
 
+from failavoid.resource_manager.guests import GuestError
 from failavoid.resource_manager.settings import WarmPool
 from failavoid.shared.tokens import mint
 
@@ -151,6 +152,18 @@ def test_warm_guests_that_do_not_boot_leave_nothing_behind(site):
 def test_a_spare_has_no_warm_guests(site):
     site.settings.warm_pools = [WarmPool(9)]
     assert {host for host, _, _ in fill(site).values()} == {"host1", "host2", "host3"}
+
+
+def test_no_warm_guest_boots_where_one_that_was_given_up_may_still_run(site):
+    fill(site)
+    site.fail["remove-guests.yml"] = "host1 does not answer"
+    with contextlib.suppress(GuestError):
+        site.manager.guests.remove(["g0001"])
+    assert [(host, state) for host, state, _ in fill(site).values()] == [
+        ("host1", "lost"),
+        ("host2", "warm"),
+        ("host3", "warm"),
+    ]
 
 
 def test_guests_that_a_kill_cut_short_at_their_boot_are_removed(site):
