@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from operator import sub, truediv
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 
 from failavoid.playbook_runner import PlaybookResult
 from failavoid.shared.messages import Evacuation, Migration, Step
-from tests.bench import ansible, held, results
+from tests.bench import agent, ansible, held, monitor, results
 from tests.bench.evacuation import phases
 from tests.bench.idle import Moved
 
@@ -118,3 +121,21 @@ def test_the_parts_of_a_move_by_playbook_add_up_to_the_whole():
         "end": 0.5,
     }
     assert sum(ansible.parts(moved).values()) + moved.moving_s == moved.ended - moved.began
+
+
+def test_an_agents_cpu_time_is_that_of_its_process_alone():
+    busy = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        used = agent.cpu_s(process.pid)
+        time.sleep(0.2)
+        assert 0.3 <= used <= agent.cpu_s(process.pid) < used + 0.1  # it waits
+        assert agent.memory_kb(process.pid)["pss_kb"] <= agent.memory_kb(process.pid)["rss_kb"]
+        process.communicate(b"\n")
+
+
+def test_ingest_counts_every_sample_however_slow_the_machine_is():
+    measured = monitor.ingest(200, 3)
+    assert (measured["sent"], measured["received"]) == (600, 600)
+    assert measured["hosts_per_cpu_s"] > 0
