@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from failavoid.prediction.models import BINS, Distribution
 from failavoid.shared.messages import Membership
 
 log = logging.getLogger(__name__)
+KEEP_S = 60.0  # what a monitor that is killed may lose of what running jobs used
 MIN_HOST_SAMPLES = 60  # of a job, to say anything about its application
 
 
@@ -26,7 +28,9 @@ class Learner:
     def __init__(self, state: State, metric: str) -> None:
         self._state = state
         self._metric = metric
-        self._running: dict[str, tuple[str, Distribution]] = {}  # job -> application, what it used so far
+        # job -> application, what it used so far; what an earlier monitor saw of it counts too
+        self._running: dict[str, tuple[str, Distribution]] = state.running(metric)
+        self._kept = time.monotonic()
         self._tables: dict[str, Floats | None] = {}
 
     def take(self, groups: Sequence[Group], values: Floats, suspicious: Bools) -> None:
@@ -40,7 +44,9 @@ class Learner:
             begin = end
 
     def close(self, membership: Membership) -> None:
-        """Learn from jobs that have completed; forget those that are gone otherwise."""
+        """Learn from jobs that have completed; forget those that are gone otherwise, once anything is known of jobs."""
+        if membership.version < 0:
+            return
         states = {job.id: job.state for job in membership.jobs}
         for job in [job for job in self._running if states.get(job) not in ("ready", "running")]:
             application, distribution = self._running.pop(job)
@@ -51,6 +57,14 @@ class Learner:
             self._state.keep_distribution(application, self._metric, learned)
             self._tables.pop(application, None)
             log.info("job %s completed: %d runs of application %s are learned", job, learned.runs, application)
+
+        if time.monotonic() - self._kept >= KEEP_S:
+            self.keep()
+
+    def keep(self) -> None:
+        """Keep what the running jobs used so far, for the monitor that is started after this one."""
+        self._kept = time.monotonic()
+        self._state.keep_running(self._metric, self._running)
 
     def relative_probability(self, names: Sequence[str], of: Ints, values: Floats) -> Floats:
         """Of each value, for the application ``names[of]``; 1 where nothing was learned."""

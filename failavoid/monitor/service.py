@@ -95,6 +95,7 @@ class Monitor:
             self.archive.stop()
         for part in self._parts():
             part.stop()
+        self.evaluator.learner.keep()
         self.state.close()
 
     def _parts(self) -> list[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +27,9 @@ CREATE INDEX IF NOT EXISTS documents_by_time ON documents (kind, time);
 CREATE TABLE IF NOT EXISTS distributions (
   application TEXT NOT NULL, metric TEXT NOT NULL, runs INTEGER NOT NULL, counts BLOB NOT NULL,
   PRIMARY KEY (application, metric));
+CREATE TABLE IF NOT EXISTS running (
+  job TEXT NOT NULL, metric TEXT NOT NULL, application TEXT NOT NULL, counts BLOB NOT NULL,
+  PRIMARY KEY (job, metric));
 CREATE TABLE IF NOT EXISTS calibrations (mode TEXT PRIMARY KEY, seen TEXT NOT NULL);
 """
 
@@ -89,6 +93,30 @@ class State:
         with self._lock:
             query = "SELECT application FROM distributions WHERE metric=? ORDER BY application"
             return [row[0] for row in self._database.execute(query, (metric,))]
+
+    def running(self, metric: str) -> dict[str, tuple[str, Distribution]]:
+        """Each job that was running when `keep_running` was called last: its application, and what it used so far."""
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT job, application, counts FROM running WHERE metric=?", (metric,)
+            ).fetchall()
+        return {
+            job: (application, Distribution(np.frombuffer(counts, dtype=np.float64).copy()))
+            for job, application, counts in rows
+            if len(counts) == 8 * BINS
+        }
+
+    def keep_running(self, metric: str, running: Mapping[str, tuple[str, Distribution]]) -> None:
+        """Keep these in place of those kept before."""
+        rows = [
+            (job, metric, application, used.counts.astype(np.float64).tobytes())
+            for job, (application, used) in running.items()
+        ]
+        with self._lock:
+            self._database.execute("BEGIN")
+            self._database.execute("DELETE FROM running WHERE metric=?", (metric,))
+            self._database.executemany("INSERT INTO running VALUES (?, ?, ?, ?)", rows)
+            self._database.execute("COMMIT")
 
     def came_true(self, mode: str) -> list[Seen]:
         """What `prediction.scoring.Calibration` has seen of a failure mode."""

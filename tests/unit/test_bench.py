@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from operator import sub, truediv
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 
 from failavoid.playbook_runner import PlaybookResult
 from failavoid.shared.messages import Evacuation, Migration, Step
-from tests.bench import ansible, barrier, held, results
+from tests.bench import agent, ansible, barrier, held, monitor, results
 from tests.bench.evacuation import phases
 from tests.bench.idle import Moved
 
@@ -144,3 +147,21 @@ def test_a_ratio_beyond_its_aim_is_named_with_all_that_it_is_of(transport, lowes
 def test_what_is_added_is_held_against_the_papers_scheme():
     (sentence,) = barrier.missed(barriers("shm", 2, failavoid_mpi4py=(125.0, 1.21)))
     assert sentence.startswith("failavoid_mpi4py, 2 ranks of m, shm: 21.00 us more, aim 20.00")
+
+
+def test_an_agents_cpu_time_is_that_of_its_process_alone():
+    busy = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        used = agent.cpu_s(process.pid)
+        time.sleep(0.2)
+        assert 0.3 <= used <= agent.cpu_s(process.pid) < used + 0.1  # it waits
+        assert agent.memory_kb(process.pid)["pss_kb"] <= agent.memory_kb(process.pid)["rss_kb"]
+        process.communicate(b"\n")
+
+
+def test_ingest_counts_every_sample_however_slow_the_machine_is():
+    measured = monitor.ingest(200, 3)
+    assert (measured["sent"], measured["received"]) == (600, 600)
+    assert measured["hosts_per_cpu_s"] > 0

@@ -23,6 +23,7 @@ from failavoid.monitor.service import Monitor, build_app
 from failavoid.monitor.settings import Settings
 from failavoid.monitor.state import State
 from failavoid.monitor.store import Collection, Store
+from failavoid.prediction.models import BINS
 from failavoid.prediction.modes import Mode
 from failavoid.services import Tls
 from failavoid.shared.messages import (
@@ -239,6 +240,24 @@ def test_an_application_is_learned_from_jobs_that_complete_and_known_after_a_res
     learner = Learner(State(str(tmp_path)), "unavailable")
     found = learner.relative_probability(["app", "other"], np.array([0, 0, 1]), np.array([0.4, 0.8, 0.8]))
     assert found == pytest.approx([1.0, 0.0, 1.0], abs=0.2)
+
+
+def test_what_a_job_used_before_a_restart_is_learned_when_it_completes(tmp_path):
+    groups, nobody = [Group("job-1", "app", "", HOSTS)], np.zeros(5, dtype=bool)
+    for used in (0.4, 0.6):
+        state = State(str(tmp_path))
+        learner = Learner(state, "unavailable")
+        learner.close(Membership(-1, [], [], []))  # the resource manager was not heard yet: that ends no job
+        for _ in range(100):
+            learner.take(groups, np.full(5, used), nobody)
+        learner.keep()
+        if used == 0.4:
+            state.close()
+    learner.close(Membership(1, [], [], [Job("job-1", request(), "completed")]))
+    counts = state.distribution("app", "unavailable").counts
+    assert counts[[int(0.4 * BINS), int(0.6 * BINS)]] == pytest.approx([0.5, 0.5], abs=0.01)
+    learner.keep()
+    assert state.running("unavailable") == {}
 
 
 def test_where_peers_cannot_tell_what_was_learned_does():

@@ -187,7 +187,7 @@ def test_tls_can_be_off_on_this_machine_alone(tmp_path):
     (tmp_path / "monitor.yml").write_text("listen: 127.0.0.1\ntls: {enabled: false}\n")
     assert not load_settings(Settings, tmp_path / "monitor.yml").tls.enabled
     (tmp_path / "monitor.yml").write_text("listen: 0.0.0.0\ntls: {enabled: false}\n")
-    with pytest.raises(SettingsError, match=r"line 1.*tokens would cross the network in the clear"):
+    with pytest.raises(SettingsError, match=r"line 2.*tokens would cross the network in the clear"):
         load_settings(Settings, tmp_path / "monitor.yml")
     assert Tls().enabled
 
