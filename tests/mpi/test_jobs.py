@@ -160,6 +160,7 @@ def test_ranks_look_at_every_nth_barrier_of_each_communicator_and_at_once_when_t
     site.resumed("g3")
     job.wait_for_barriers(21)
     job.do("asking")
+    job.wait_for_barriers(10)  # the turn that was under way has three
     site.notice("g2")
     site.ready("g2")
     site.done()
