@@ -158,6 +158,21 @@ def _take_root() -> None:
 
 def play(hosts: Path, playbook: str, *words: str, **variables: Any) -> str:
     """Run a playbook of the project, or one beside this file, and return what it says."""
+    done = _play(hosts, playbook, *words, **variables)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    return done.stdout
+
+
+def refused(hosts: Path, playbook: str, *words: str, **variables: Any) -> str:
+    """Run a playbook that is to end with a refusal, before it has changed anything, and return what it says."""
+    done = _play(hosts, playbook, *words, **variables)
+    assert done.returncode != 0, done.stdout[-4000:]
+    recap = done.stdout.split("PLAY RECAP")[1]
+    assert set(re.findall(r"changed=(\d+)", recap)) == {"0"}, recap
+    return " ".join(done.stdout.split())
+
+
+def _play(hosts: Path, playbook: str, *words: str, **variables: Any) -> subprocess.CompletedProcess[str]:
     path = next(path for path in (PROJECT / "playbooks" / playbook, HERE / playbook) if path.exists())
     command = [Path(sys.executable).parent / "ansible-playbook", "-i", hosts, path, *words]
     given = {"sysimage_store": str(STORE), "sysimage_package_cache": str(FOLDER / "packages"), **variables}
@@ -170,8 +185,7 @@ def play(hosts: Path, playbook: str, *words: str, **variables: Any) -> str:
         check=False,
     )
     (FOLDER / f"{Path(playbook).stem}.log").write_text(done.stdout + done.stderr)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
-    return done.stdout
+    return done
 
 
 def module(hosts: Path, host: str, name: str, **arguments: Any) -> dict[str, Any]:

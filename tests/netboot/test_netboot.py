@@ -197,6 +197,13 @@ def test_a_machine_with_uefi_and_no_ipxe_boots_so_too(site):
 # -- the end
 
 
+def test_what_a_running_host_has_its_root_from_is_not_removed(site, booted):
+    refusal = place.refused(site.inventory, "remove.yml", "--limit", f"{place.HEAD}:{HOST}", remove_confirmed=True)
+    assert f"{HOST} has booted over the network and runs from the head's NFS server" in refusal
+    assert "-e remove_running_hosts=true. Nothing was changed." in refusal
+    assert site.run(HOST, "ls", "/usr").split(), "its root is still there"
+
+
 def test_what_serves_can_be_removed(site, booted):
     place.play(site.inventory, "netboot_absent.yml")
     assert site.run(place.HEAD, "ls", "/var/lib/failavoid/netboot", check=False) == ""
