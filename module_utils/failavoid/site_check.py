@@ -246,7 +246,7 @@ def _of_head(site: Site, head: Host) -> Iterator[str]:
     if head.survey.file_system in WITHOUT_HANDLES:
         yield (
             f"{head.name}: {site.nfs_store} is on a file system ({head.survey.file_system}) that NFS can't export: "
-            "mount one of the kind ext4 or xfs there, or set nfs_server_store and sysimage_store."
+            "mount one of the kind ext4 or xfs there."
         )
     if not head.survey.image_there and head.survey.free_mib < IMAGE_MIB:
         yield (

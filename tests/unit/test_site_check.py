@@ -109,7 +109,7 @@ def test_what_is_wrong_in_the_inventory_is_named_with_the_way_out(changed, named
             ["head01", "*:7411", '"nc"', "monitor_port"],
         ),
         ({"of": "head01", "listeners": ["tcp [::]:2049"]}, ["Ports that failavoid needs on head01", "[::]:2049"]),
-        ({"of": "head01", "file_system": "overlay"}, ["head01", "overlay", "nfs_server_store"]),
+        ({"of": "head01", "file_system": "overlay"}, ["head01", "overlay", "mount one of the kind ext4"]),
         ({"of": "head01", "free_mib": 100}, ["head01 has 100 MiB free", "2048 MiB"]),
     ],
 )
