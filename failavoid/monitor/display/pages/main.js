@@ -62,11 +62,16 @@ function redraw() {
 
 // -- what the monitor sends ----------------------------------------------------------------------------------------
 
+/** What hosts are drawn where for. */
+function places() {
+  return JSON.stringify([...copy.all("host")].map(([name, host]) => [name, host.domains]));
+}
+
 function hear(event, data) {
   if (event === "documents") {
-    const before = [...copy.all("host").keys()].join(), changed = copy.take(data);
+    const before = places(), changed = copy.take(data);
     now = null;
-    if (changed.has("host") && [...copy.all("host").keys()].join() !== before) rack.arrange();
+    if (changed.has("host") && places() !== before) rack.arrange();
     if (changed.has("host")) pools();
     if (changed.has("host") || changed.has("guest") || changed.has("job")) names();
     if (changed.has("service")) choose();
