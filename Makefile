@@ -105,8 +105,10 @@ test: test-tools ## unit tests, MPI tests, then all tests on one real testbed
 
 .PHONY: search
 search: venv ## try SEQUENCES new sequences of events on evacuations (6000), a twentieth as many on the resource manager
-	FAILAVOID_MODEL_EXAMPLES=$(SEQUENCES) python -m pytest --timeout 0 tests/unit/test_evacuation_model.py
-	FAILAVOID_MODEL_EXAMPLES=$$(($(SEQUENCES) / 20)) python -m pytest --timeout 0 tests/unit/test_resource_manager_sequences.py
+	status=0; \
+	FAILAVOID_MODEL_EXAMPLES=$(SEQUENCES) python -m pytest --timeout 0 tests/unit/test_evacuation_model.py || status=1; \
+	FAILAVOID_MODEL_EXAMPLES=$$(($(SEQUENCES) / 20)) python -m pytest --timeout 0 tests/unit/test_resource_manager_sequences.py || status=1; \
+	exit $$status
 
 .PHONY: molecule
 molecule: venv ## each part's scenario on the testbed's hosts: checked, applied twice, looked at from the outside
