@@ -116,7 +116,7 @@ def run(
     wrong = 0
     step, said = 0, 0.0
     longest = total_barrier = 0.0
-    world.Barrier()
+    wait(world.Ibarrier())
     began = time.monotonic()
     while True:
         elapsed = time.monotonic() - began

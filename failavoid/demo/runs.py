@@ -17,7 +17,7 @@ from failavoid.shared.messages import EVACUATION_ENDS, Alarm, Evacuation, Member
 HOG_UNIT = "failavoid-hog"
 JOB_SECONDS = 1200.0  # no job of the demonstration lasts longer
 EVACUATION_S = 300.0  # for one that is under way when its job ends
-CALM = 0.66  # share of a host's memory below which the next run may begin
+CALM = 0.70  # share of a host's memory below which the next run may begin
 
 
 class DemonstrationError(Exception):
