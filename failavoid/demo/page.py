@@ -207,6 +207,9 @@ def _protected(run: dict[str, Any]) -> Card:
         pool = run["failed_host_pool"]
         stays = ", and the process that filled it still runs there" if run["failing_process_still_there"] else ""
         card.facts.append(f"{run['failed_host']} is {pool}{stays}.")
+    if others := run["other_evacuations"]:
+        listed = join([f"{one['host']} ({one['state']})" for one in others])
+        card.facts.append(f"{plural(len(others), 'other evacuation').capitalize()} in this run: {listed}.")
     return card
 
 

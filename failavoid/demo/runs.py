@@ -186,10 +186,8 @@ def _follow(job: RunningJob, services: Services, run: Run, oom: OomWatch, progre
             if states.get(evacuation.id) != evacuation.state:
                 states[evacuation.id] = evacuation.state
                 progress.note(f"{evacuation.id}: {evacuation.state} {evacuation.error}".rstrip())
-                if evacuation.state == "MIGRATING":
+                if evacuation.state == "MIGRATING" and run.failing_host in (None, evacuation.host):
                     run.snapshots["during"] = services.membership()
-                if evacuation.state == "RETIRED":
-                    run.snapshots["moved"] = services.membership()
         if "out of memory" not in run.events and oom.killed():
             run.events["out of memory"] = time.time()
             run.snapshots["during"] = services.membership()

@@ -10,7 +10,7 @@ from failavoid.demo import record as records
 from failavoid.demo.page import render
 from failavoid.demo.report import build_report, from_danger_to_oom_s, main, write_report
 from failavoid.demo.runs import Line
-from failavoid.shared.messages import RuleEvent, from_dict, to_dict
+from failavoid.shared.messages import Evacuation, RuleEvent, from_dict, to_dict
 from tests.unit.report_records import make_record
 
 
@@ -180,6 +180,23 @@ def test_the_evacuation_that_moved_guests_is_told_of_several(record):
     assert report["evacuations"] == 2
 
 
+def with_the_spare_evacuated_too(record):
+    """Let the protected run's spare be found failing after its guests had come."""
+    run = record.runs["protected"]
+    second = from_dict(Evacuation, to_dict(run.evacuations[0]))
+    second.id, second.host, second.spare = "evacuation-2", "host05", "host06"
+    for move in second.migrations:
+        move.source, move.destination = "host05", "host06"
+    run.evacuations.append(second)
+    return record
+
+
+def test_the_failing_hosts_evacuation_is_told_and_others_beside_it(record):
+    report = build_report(with_the_spare_evacuated_too(record))["protected"]
+    assert (report["failed_host"], report["spare"]) == ("host02", "host05")
+    assert report["other_evacuations"] == [{"host": "host05", "spare": "host06", "state": "RETIRED", "error": ""}]
+
+
 def test_runs_that_are_missing_are_null(record):
     record.runs = {}
     report = build_report(record)
@@ -320,6 +337,13 @@ def test_the_failing_host_stands_among_its_peers_where_the_rule_saw_it(record):
 def test_one_guest_taken_is_not_told_as_several(record):
     record.runs["control"].guests_lost = ["g0003"]
     assert "OOM killer took a guest on host02" in card(page_of(record), "control")
+
+
+def test_further_evacuations_are_not_kept_quiet(record):
+    assert "other evacuation" not in card(page_of(record), "protected")
+    assert "1 other evacuation in this run: host05 (RETIRED)." in card(
+        page_of(with_the_spare_evacuated_too(record)), "protected"
+    )
 
 
 def test_the_moves_are_a_table(record):
