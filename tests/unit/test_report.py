@@ -457,6 +457,21 @@ def test_containers_of_one_kernel_share_its_cores(virtualization, booted, shared
     assert records.share_one_kernel(site, hosts) is shared
 
 
+def test_what_is_said_of_hosts_stands_once_with_the_runs_in_which_it_was_so(record):
+    runs = list(record.runs.values())
+    together = "host01, host02 run on one machine"
+    for run in runs:
+        for membership in run.snapshots.values():
+            for host in membership.hosts[:2]:
+                host.warnings = [together, f"{host.name}: more than one guest is pinned to core 0"]
+    runs[1].snapshots["after"].hosts[2].warnings = ["host03: it is old"]
+    assert records.said_of_hosts(runs) == [
+        "In all runs, host01, host02 run on one machine.",
+        "In all runs, host01, host02: more than one guest is pinned to core 0.",
+        "In run protected, host03: it is old.",
+    ]
+
+
 # -- files -------------------------------------------------------------------------------------------------
 
 
