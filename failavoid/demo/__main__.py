@@ -12,6 +12,8 @@ from failavoid.demo.runs import DemonstrationError
 from failavoid.demo.scale import SCALES
 from failavoid.demo.site import CommandError
 
+INTERRUPTED = 130  # as a shell tells it
+
 
 def main() -> int:
     """Parse the command line and run; a failure is one sentence and exit status 1."""
@@ -23,8 +25,15 @@ def main() -> int:
     try:
         return run_demonstration(project, SCALES[arguments.scale], arguments.testbed_only)
     except (PlaybookError, DemonstrationError, CommandError) as error:
-        print(f"\nThe demonstration stopped: {error}", file=sys.stderr)
+        what = "The testbed was not made" if arguments.testbed_only else "The demonstration stopped"
+        print(f"\n{what}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(
+            "\nInterrupted. The same command goes on with what is there; 'make clean-testbed' removes it.",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from failavoid.demo.deploy import run_playbook
-from failavoid.demo.observe import connect
+from failavoid.demo.observe import connect, kernel_log
 from failavoid.demo.progress import Progress
 from failavoid.demo.record import make_record
 from failavoid.demo.report import write_report
-from failavoid.demo.runs import Run, clean_up, perform
+from failavoid.demo.runs import DemonstrationError, Run, clean_up, perform
 from failavoid.demo.scale import Scale
-from failavoid.demo.site import read_inventory
+from failavoid.demo.site import CommandError, read_inventory
 
 TESTBED = "the testbed's hosts"
 SYSTEM = "the system on them"
@@ -28,6 +29,8 @@ def run_demonstration(project: Path, scale: Scale, testbed_only: bool) -> int:
     progress = Progress([TESTBED, SYSTEM, *(() if testbed_only else (*RUNS, REPORT))])
     inventory = project / "inventories" / scale.inventory
     logs = project / "build" / "logs"
+    if not testbed_only:
+        kernel_log()  # where it can't be read, that is said before anything is changed
     with progress.step(TESTBED):
         run_playbook(progress, project, inventory, "testbed.yml", logs / "testbed.log")
     with progress.step(SYSTEM):
@@ -38,24 +41,31 @@ def run_demonstration(project: Path, scale: Scale, testbed_only: bool) -> int:
     site = read_inventory(inventory)
     services = connect(site)
     runs: list[Run] = []
-    for name, policy, growth, with_hog in (
-        ("control", "off", scale.growth, True),
-        ("protected", "migrate", scale.growth, True),
-        ("memory_hog_application", "migrate", scale.hog_growth, False),
-    ):
-        with progress.step(name):
-            runs.append(perform(site, services, progress, scale, name, policy, growth, with_hog))
+    folder = project / "build" / "demo"
+    try:
+        for name, policy, growth, with_hog in (
+            ("control", "off", scale.growth, True),
+            ("protected", "migrate", scale.growth, True),
+            ("memory_hog_application", "migrate", scale.hog_growth, False),
+        ):
+            with progress.step(name):
+                runs.append(perform(site, services, progress, scale, name, policy, growth, with_hog))
+    except (DemonstrationError, CommandError):
+        if runs:
+            with contextlib.suppress(CommandError):  # what stopped it is to be said
+                write_report(make_record(site, scale, runs, _wall(progress)), folder)
+                progress.note(f"what the runs before it have shown: {folder / 'report.html'}")
+        raise
     with progress.step(REPORT):
         clean_up(site, services, progress)
-        record = make_record(site, scale, runs, _wall(progress))
-        report = write_report(record, project / "build" / "demo")
-    return tell(report, project / "build" / "demo")
+        report = write_report(make_record(site, scale, runs, _wall(progress)), folder)
+    return tell(report, folder)
 
 
 def _wall(progress: Progress) -> dict[str, float]:
-    """Seconds by what the report calls the parts."""
+    """Seconds by what the report calls the parts, of those that were done."""
     seconds = progress.seconds
-    return {"testbed": seconds[TESTBED] + seconds[SYSTEM], **{name: seconds[name] for name in RUNS}}
+    return {"testbed": seconds[TESTBED] + seconds[SYSTEM], **{name: seconds[name] for name in RUNS if name in seconds}}
 
 
 def tell(report: dict[str, Any], folder: Path) -> int:
