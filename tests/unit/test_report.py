@@ -2,11 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from lxml import html
 
+from failavoid import controller
 from failavoid.demo import record as records
+from failavoid.demo.charts import MEANING
 from failavoid.demo.page import render
 from failavoid.demo.report import build_report, from_danger_to_oom_s, main, write_report
 from failavoid.demo.runs import Line
@@ -312,6 +315,13 @@ def test_the_timeline_has_a_bar_for_each_step(record):
     chart = page.xpath("//svg[@aria-label='Timeline of the evacuation']")[0]
     assert len(chart.xpath(".//rect[starts-with(@class, 'bar')]")) == 10
     assert "7.31 s" in chart.text_content()
+
+
+def test_every_step_of_the_controllers_is_explained():
+    sources = Path(controller.__file__).parent.rglob("*.py")
+    begun = {name for source in sources for name in re.findall(r'begin\("(\w+)"', source.read_text())}
+    assert {"leased", "migrating", "retired"} <= begun
+    assert begun <= set(MEANING)
 
 
 def test_a_step_that_was_not_done_is_drawn_open(record):
