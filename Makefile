@@ -151,5 +151,5 @@ clean-testbed: venv ## end the testbed: no process, mount, bridge, cgroup or fil
 	ansible-playbook -i inventories/testbed playbooks/testbed-clean.yml
 
 .PHONY: clean-image
-clean-image: venv ## the same, and remove the system image
-	ansible-playbook -i inventories/testbed playbooks/testbed-clean.yml -e testbed_host_clean_image=true
+clean-image: venv ## the same, and remove the system image with the packages kept for it
+	ansible-playbook -i inventories/testbed playbooks/testbed-clean.yml -e sysimage_remove_state=true
