@@ -8,6 +8,7 @@ from typing import Any
 
 from failavoid.demo.deploy import run_playbook
 from failavoid.demo.observe import connect, kernel_log
+from failavoid.demo.page import cards_of
 from failavoid.demo.progress import Progress
 from failavoid.demo.record import make_record
 from failavoid.demo.report import write_report
@@ -69,25 +70,15 @@ def _wall(progress: Progress) -> dict[str, float]:
 
 
 def tell(report: dict[str, Any], folder: Path) -> int:
-    """Print the outcome; 0 if each run ended as it should."""
-    control, protected, hog = (report[name] for name in RUNS)
-    released = (protected["timeline_s"] or {}).get("released")
-    expected = {
-        f"control: the job died with its guests ({control['guests_lost']} lost, cause {control['cause']})": (
-            not control["job_completed"] and control["cause"] == "oom"
-        ),
-        f"protected: moved from {protected['failed_host']} to {protected['spare']}, ranks released after {released} s, "
-        "the job completed with the right result": (
-            protected["job_completed"] and protected["result_correct"] and protected["failed_host_pool"] == "defunct"
-        ),
-        f"memory hog application: {hog['evacuations']} evacuations, the job completed": (
-            hog["job_completed"] and hog["evacuations"] == 0
-        ),
-    }
+    """Print what the runs have shown; 0 if each ended as it should."""
+    cards = cards_of(report).values()
     print()
-    for words, as_expected in expected.items():
-        print(f"  {'as it should be' if as_expected else 'NOT as it should be'}   {words}")
+    for card in cards:
+        verdict = "as it should be" if card.expected else "NOT as it should be"
+        print(f"  {card.number}  {card.title}: {card.outcome.lower()}; {card.figure} {card.unit}   ({verdict})")
+        for fact in card.facts:
+            print(f"       {fact}")
     for note in report["notes"]:
         print(f"  note   {note}")
     print(f"\nThe report: {folder / 'report.html'}")
-    return 0 if all(expected.values()) else 1
+    return 0 if all(card.expected for card in cards) else 1

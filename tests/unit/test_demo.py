@@ -19,6 +19,7 @@ from failavoid.demo import demonstration, observe, runs, site
 from failavoid.demo.deploy import PlaybookError, failures, run_playbook
 from failavoid.demo.observe import OomWatch, Services, kernel_log
 from failavoid.demo.progress import Progress
+from failavoid.demo.report import build_report
 from failavoid.demo.scale import SCALES
 from failavoid.demo.site import CommandError, Site, read_inventory
 from failavoid.shared.messages import Guest, Host, Membership, Sample
@@ -269,6 +270,24 @@ def test_what_runs_have_shown_is_reported_also_where_a_later_one_can_not_begin(m
     assert report["protected"]["job_completed"] is True
     assert report["memory_hog_application"] is None
     assert set(report["wall_s"]) == {"testbed", "control", "protected"}
+
+
+def test_the_outcome_is_told_as_it_was_seen(capsys):
+    record = make_record()
+    assert demonstration.tell(build_report(record), Path("build/demo")) == 0
+    told = capsys.readouterr().out
+    assert "1  Avoidance off: the job died; 2 guests lost   (as it should be)" in told
+    assert (
+        "2  Avoidance on: the job completed; 7.3 s from the alarm until all ranks ran again   (as it should be)" in told
+    )
+    assert "2 guests moved from host02 to host05." in told
+    record.runs["protected"].evacuations, record.runs["protected"].exit_status = [], 1
+    assert demonstration.tell(build_report(record), Path("build/demo")) == 1
+    told = capsys.readouterr().out
+    assert "2  Avoidance on: the job died;" in told
+    assert "(NOT as it should be)" in told
+    assert "No evacuation took place." in told
+    assert "None" not in told
 
 
 # -- scales ------------------------------------------------------------------------------------------------
