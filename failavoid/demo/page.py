@@ -75,7 +75,11 @@ def render(record: Record, report: dict[str, Any]) -> str:
         report=report,
         headline=headline(cards),
         cards=cards,
-        racks=[(panel, _when(protected, panel.moment), Markup(rack.draw(panel, record.hosts))) for panel in panels],
+        racks=[
+            (panel, _when(protected, panel.moment), Markup(rack.draw(panel, record.hosts, rack.touched(panels))))
+            for panel in panels
+        ],
+        some_small=len(record.hosts) > rack.MANY,
         states=join([panel.title for panel in panels]),
         not_run=join([f"run {n} ({RUNS[name].lower()})" for n, name in enumerate(RUNS, 1) if name not in cards]),
         charts=[

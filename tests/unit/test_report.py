@@ -284,6 +284,19 @@ def test_every_host_and_core_is_drawn_at_any_scale():
     assert len(before.xpath(".//g[@class='guest']")) == 64
 
 
+def test_in_a_large_rack_hosts_to_which_nothing_happened_are_small():
+    page = page_of(make_record(64, 16, 1, cores=24))
+    for name in ("before", "during", "after"):
+        picture = state(page, name)
+        assert len(picture.xpath(".//rect[starts-with(@class, 'box')]")) == 80
+        assert len(picture.xpath(".//rect[@class='core']")) == 80 * 24
+        assert picture.xpath(".//text[contains(@class, 'name')]/text()") == ["host02", "host65"]
+        bottom = float(picture.xpath("./svg")[0].get("viewbox").split()[3])
+        for box in picture.xpath(".//rect[starts-with(@class, 'box')]"):
+            assert float(box.get("y")) + float(box.get("height")) <= bottom
+    assert "host01: 32% of memory in use, guests g0001" in text_of(state(page, "before"))
+
+
 def test_all_marks_lie_inside_their_host():
     for picture in page_of(make_record(8, 2, 8, cores=24)).xpath("//figure/svg"):
         box = picture.xpath(".//rect[starts-with(@class, 'box')]")[0]
