@@ -55,4 +55,7 @@ class Progress:
                 self._print(f"  ({name} goes on; nothing new for {silent:.0f} s)")
 
     def _print(self, text: str) -> None:
-        print(f"[{time.monotonic() - self._began:6.1f} s] {text}", file=self._out, flush=True)
+        self._out.write(
+            f"[{time.monotonic() - self._began:6.1f} s] {text}\n"
+        )  # at once: lines come from several threads
+        self._out.flush()
