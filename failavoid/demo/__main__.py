@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from failavoid.demo.demonstration import run_demonstration
+from failavoid.demo.demonstration import alone, run_demonstration
 from failavoid.demo.deploy import PlaybookError
 from failavoid.demo.runs import DemonstrationError
 from failavoid.demo.scale import SCALES
@@ -23,7 +23,8 @@ def main() -> int:
     arguments = parser.parse_args()
     project = Path(__file__).resolve().parents[2]
     try:
-        return run_demonstration(project, SCALES[arguments.scale], arguments.testbed_only)
+        with alone():
+            return run_demonstration(project, SCALES[arguments.scale], arguments.testbed_only)
     except (PlaybookError, DemonstrationError, CommandError) as error:
         what = "The testbed was not made" if arguments.testbed_only else "The demonstration stopped"
         print(f"\n{what}: {error}", file=sys.stderr)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,35 @@ TESTBED = "the testbed's hosts"
 SYSTEM = "the system on them"
 RUNS = ("control", "protected", "memory_hog_application")
 REPORT = "the report"
+LOCK = Path("/run/failavoid-demo.lock")
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Keep a second command from the testbed while this one uses it. Raises CommandError.
+
+    The kernel gives the lock up with its process.
+    """
+    try:
+        lock = LOCK.open("a+")
+    except OSError as error:
+        raise CommandError(f"{LOCK} can't be opened ({error.strerror}): run this as root") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise CommandError(
+                f"the testbed is in use by process {lock.read().strip()}, which makes it or runs the demonstration: "
+                "wait for its end, or end it"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        try:
+            yield
+        finally:
+            LOCK.unlink(missing_ok=True)
 
 
 def run_demonstration(project: Path, scale: Scale, testbed_only: bool) -> int:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -183,6 +184,27 @@ def test_only_guests_of_the_host_that_were_killed_since_are_counted(monkeypatch)
     dmesg(monkeypatch, guest, KILL.format(host="host02", task="python3"), KILL.format(host="host03", task="qemu"))
     assert OomWatch("host02", since=28000.0).killed() == [guest]
     assert OomWatch("host02", since=28200.0).killed() == []
+
+
+@pytest.fixture(autouse=True)
+def own_lock(monkeypatch, tmp_path):
+    """A lock that a demonstration on this machine does not hold."""
+    monkeypatch.setattr(demonstration, "LOCK", tmp_path / "lock")
+
+
+def test_a_second_demonstration_is_told_who_uses_the_testbed():
+    refused = pytest.raises(CommandError, match=rf"in use by process {os.getpid()}, .* wait for its end")
+    with demonstration.alone(), refused, demonstration.alone():
+        pytest.fail("two at once")
+    with demonstration.alone():
+        pass
+    assert not demonstration.LOCK.exists()
+
+
+def test_who_may_not_lock_is_told_to_be_root(monkeypatch, tmp_path):
+    monkeypatch.setattr(demonstration, "LOCK", tmp_path / "no folder" / "lock")
+    with pytest.raises(CommandError, match=r"lock can't be opened .*: run this as root"), demonstration.alone():
+        pytest.fail("without a lock")
 
 
 @pytest.mark.parametrize(
