@@ -26,14 +26,22 @@ define install_packages
 	  DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $(1); fi
 endef
 
+# what is known before anything is installed; what a testbed needs of memory, disk and network is looked at by playbooks/testbed.yml
+define look_at_machine
+	@test "$$(id -u)" = 0 || { echo "The testbed makes network bridges and containers: run this as root." >&2; exit 1; }
+	@. /etc/os-release && case "$$ID $$VERSION_ID" in "debian 12"|"debian 13") ;; *) \
+	  echo "This system is $$ID $$VERSION_ID; the testbed runs on Debian 12 and 13: use such a machine, or a virtual one." >&2; exit 1;; \
+	esac
+endef
+
 .PHONY: help
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 20
 
 $(VENV)/.installed: requirements/dev.txt pyproject.toml
-	@test "$$(id -u)" = 0 || { echo "The testbed makes network bridges and containers: run this as root." >&2; exit 1; }
+	$(call look_at_machine)
 	$(call install_packages,$(PACKAGES))
-	@echo "== making $(VENV) from requirements/dev.txt"
+	@echo "== making $(VENV) from requirements/dev.txt (a minute or two)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --requirement requirements/dev.txt
 	$(BIN)/pip install --quiet --no-deps --editable .
@@ -145,5 +153,5 @@ clean-testbed: venv ## end the testbed: no process, mount, bridge, cgroup or fil
 	ansible-playbook -i inventories/testbed playbooks/testbed-clean.yml
 
 .PHONY: clean-image
-clean-image: venv ## the same, and remove the system image
-	ansible-playbook -i inventories/testbed playbooks/testbed-clean.yml -e testbed_host_clean_image=true
+clean-image: venv ## the same, and remove the system image with the packages kept for it
+	ansible-playbook -i inventories/testbed playbooks/testbed-clean.yml -e sysimage_remove_state=true

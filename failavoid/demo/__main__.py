@@ -6,11 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from failavoid.demo.demonstration import run_demonstration
+from failavoid.demo.demonstration import alone, run_demonstration
 from failavoid.demo.deploy import PlaybookError
 from failavoid.demo.runs import DemonstrationError
 from failavoid.demo.scale import SCALES
 from failavoid.demo.site import CommandError
+
+INTERRUPTED = 130  # as a shell tells it
 
 
 def main() -> int:
@@ -21,10 +23,18 @@ def main() -> int:
     arguments = parser.parse_args()
     project = Path(__file__).resolve().parents[2]
     try:
-        return run_demonstration(project, SCALES[arguments.scale], arguments.testbed_only)
+        with alone():
+            return run_demonstration(project, SCALES[arguments.scale], arguments.testbed_only)
     except (PlaybookError, DemonstrationError, CommandError) as error:
-        print(f"\nThe demonstration stopped: {error}", file=sys.stderr)
+        what = "The testbed was not made" if arguments.testbed_only else "The demonstration stopped"
+        print(f"\n{what}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(
+            "\nInterrupted. The same command goes on with what is there; 'make clean-testbed' removes it.",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

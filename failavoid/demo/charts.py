@@ -16,6 +16,9 @@ ROW = 15  # height of a line of labels
 EVENTS = {"out of memory": "OOM killer", "hog started": "hog begins", "job ended": "job ended"}
 MEANING = {
     "alarm": "alarm accepted by the controller",
+    "planned": "job and its guests known",
+    "suspected": "host kept from new work",
+    "confirmed": "confirmed by a person",
     "leased": "spare reserved",
     "noticed": "notice posted for the ranks",
     "prepare_destination": "destination prepared",
@@ -25,6 +28,8 @@ MEANING = {
     "committed": "resource manager told",
     "released": "last affected rank runs again",
     "retired": "failed host is defunct",
+    "checkpointed": "ranks have a checkpoint",
+    "attempt_failed": "put in order for the next spare",
     "cancelled": "given up, nothing has moved",
     "failed": "failed, a person is needed",
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from failavoid.demo.site import Site
+from failavoid.demo.site import CommandError, Site
 from failavoid.shared.messages import Alarm, Evacuation, Job, Membership, RuleEvent, Sample, from_dict
 
 _KILLED = re.compile(r"oom-kill:.*oom_memcg=(?P<group>[^,]*),.*task=(?P<task>[^,]*),")
@@ -19,7 +19,7 @@ _KILLED = re.compile(r"oom-kill:.*oom_memcg=(?P<group>[^,]*),.*task=(?P<task>[^,
 
 @dataclass
 class Services:
-    """The three services' API, as operator."""
+    """The three services' API, as operator. A question that gets no answer raises CommandError."""
 
     monitor: httpx.Client
     resource_manager: httpx.Client
@@ -35,7 +35,11 @@ class Services:
 
     def restore(self, host: str) -> None:
         """Ask for a defunct host's return to service."""
-        self.resource_manager.post(f"/hosts/{host}/restore", json={}, timeout=60).raise_for_status()
+        _ask(self.resource_manager, "POST", f"/hosts/{host}/restore", json={}, timeout=60)
+
+    def remove_guest(self, name: str) -> None:
+        """Remove a guest that no job has; returns when it is gone."""
+        _ask(self.resource_manager, "DELETE", f"/guests/{name}", timeout=120)
 
     def history(self, since: float) -> list[Sample]:
         """All samples of hosts since then, oldest first."""
@@ -67,9 +71,30 @@ def connect(site: Site) -> Services:
 
 
 def _get(client: httpx.Client, path: str) -> Any:
-    answer = client.get(path)
-    answer.raise_for_status()
-    return answer.json()
+    return _ask(client, "GET", path).json()
+
+
+def _ask(client: httpx.Client, method: str, path: str, **more: Any) -> httpx.Response:
+    try:
+        answer = client.request(method, path, **more)
+    except httpx.HTTPError as error:
+        raise CommandError(
+            f"{client.base_url}: no answer to {method} {path}: {error or type(error).__name__}"
+        ) from error
+    if answer.is_error:
+        raise CommandError(f"{answer.url} answered {answer.status_code}: {answer.text.strip()}")
+    return answer
+
+
+def kernel_log() -> list[str]:
+    """The lines of the machine's kernel log, oldest first. Raises CommandError."""
+    read = subprocess.run(["dmesg"], capture_output=True, text=True, check=False)
+    if read.returncode:
+        raise CommandError(
+            f"the kernel's log can't be read ({read.stderr.strip()}), and it alone tells that the OOM killer took a "
+            "guest: run this where root may read it, with CAP_SYSLOG"
+        )
+    return read.stdout.splitlines()
 
 
 @dataclass
@@ -81,9 +106,8 @@ class OomWatch:
 
     def killed(self) -> list[str]:
         """The kernel's lines about guests killed since then, oldest first."""
-        log = subprocess.run(["dmesg"], capture_output=True, text=True, check=True)
         lines = []
-        for line in log.stdout.splitlines():
+        for line in kernel_log():
             stamp = re.match(r"\[\s*(\d+\.\d+)\]", line)
             kill = _KILLED.search(line)
             if (

@@ -75,7 +75,11 @@ def render(record: Record, report: dict[str, Any]) -> str:
         report=report,
         headline=headline(cards),
         cards=cards,
-        racks=[(panel, _when(protected, panel.moment), Markup(rack.draw(panel, record.hosts))) for panel in panels],
+        racks=[
+            (panel, _when(protected, panel.moment), Markup(rack.draw(panel, record.hosts, rack.touched(panels))))
+            for panel in panels
+        ],
+        some_small=len(record.hosts) > rack.MANY,
         states=join([panel.title for panel in panels]),
         not_run=join([f"run {n} ({RUNS[name].lower()})" for n, name in enumerate(RUNS, 1) if name not in cards]),
         charts=[
@@ -207,6 +211,9 @@ def _protected(run: dict[str, Any]) -> Card:
         pool = run["failed_host_pool"]
         stays = ", and the process that filled it still runs there" if run["failing_process_still_there"] else ""
         card.facts.append(f"{run['failed_host']} is {pool}{stays}.")
+    if others := run["other_evacuations"]:
+        listed = join([f"{one['host']} ({one['state']})" for one in others])
+        card.facts.append(f"{plural(len(others), 'other evacuation').capitalize()} in this run: {listed}.")
     return card
 
 

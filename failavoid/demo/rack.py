@@ -14,6 +14,9 @@ from failavoid.shared.messages import Evacuation, Guest, Membership, Migration, 
 WIDTH, EDGE, GUTTER = 348, 10, 24  # the arrow is drawn in the gutter, beside the rack
 UNIT, GAP = 64, 9  # height of a host, and between two
 INNER = WIDTH - 2 * EDGE - GUTTER  # width of a host
+MANY, COLUMNS = 16, 2  # in a larger rack hosts to which nothing happened are small, so many beside each other
+SMALL, SMALL_GAP = 27, 5  # height of a small host, and around it
+SMALL_WIDTH = (INNER - (COLUMNS - 1) * SMALL_GAP) / COLUMNS
 
 
 @dataclass
@@ -75,14 +78,33 @@ def nearest(samples: list[Sample], moment: float) -> dict[str, Sample]:
     return found
 
 
-def draw(panel: Panel, hosts: list[HostFacts]) -> str:
-    """One state of the rack, a host a row."""
+def touched(states: list[Panel]) -> set[str]:
+    """The hosts to which something happens in one of the rack's states."""
+    ways = {host for panel in states for m in panel.moving for host in (m.source, m.destination)}
+    hogs = {panel.hog_on for panel in states if panel.hog_on}
+    came = {guest.host for panel in states for guest in panel.membership.guests if guest.name in panel.moved}
+    return (
+        ways
+        | hogs
+        | came
+        | {host.name for panel in states for host in panel.membership.hosts if host.pool == "defunct"}
+    )
+
+
+def draw(panel: Panel, hosts: list[HostFacts], events: set[str]) -> str:
+    """One state of the rack, a host a row; of a large rack only the hosts of ``events`` (see `touched`)."""
     names = sorted(host.name for host in hosts) or sorted(host.name for host in panel.membership.hosts)
-    height = 2 * EDGE + len(names) * (UNIT + GAP) - GAP
-    tops = {name: float(EDGE + number * (UNIT + GAP)) for number, name in enumerate(names)}
+    small = [name for name in names if name not in events] if len(names) > MANY else []
+    large = [name for name in names if name not in small]
+    tops = {name: float(EDGE + number * (UNIT + GAP)) for number, name in enumerate(large)}
+    below = EDGE + len(large) * (UNIT + GAP)
+    height = below - GAP + EDGE + -(-len(small) // COLUMNS) * (SMALL + SMALL_GAP)
     parts = [f'<rect class="cabinet" x=".5" y=".5" width="{WIDTH - GUTTER - 1}" height="{height - 1}" rx="9"/>']
-    for name in names:
+    for name in large:
         parts += _host(panel, name, tops[name])
+    for number, name in enumerate(small):
+        row, column = divmod(number, COLUMNS)
+        parts += _small_host(panel, name, EDGE + column * (SMALL_WIDTH + SMALL_GAP), below + row * (SMALL + SMALL_GAP))
     parts += _arrows(panel, tops)
     words = f"The rack {panel.title} the move"
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{words}">{"".join(parts)}</svg>'
@@ -112,6 +134,32 @@ def _host(panel: Panel, name: str, top: float) -> list[str]:
         parts.append(f'<text class="on share" x="{EDGE + INNER - 10}" y="{top + 21}">{share:.0%}</text>')
     parts += _cores(sample, EDGE + 10, top + 28)
     parts += _guests(panel, here, coming, hog, top + 42)
+    return [*parts, "</g>"]
+
+
+def _small_host(panel: Panel, name: str, x: float, top: float) -> list[str]:
+    """A host by its name, its memory, and its cores as a strip; its guests are told at the pointer."""
+    sample = panel.samples.get(name)
+    share = unavailable(sample) if sample else None
+    guests = [guest.name for guest in panel.membership.guests if guest.host == name]
+    memory = "memory not known" if share is None else f"{share:.0%} of memory in use"
+    words = f"{name}: {memory}, {'guests ' if guests else 'no guests'}{', '.join(guests)}"
+    box = "box" if guests else "box idle"
+    parts = [
+        f'<g class="{"unknown" if share is None else shade(share)}"><title>{escape(words)}</title>',
+        f'<rect class="{box}" x="{x:.1f}" y="{top}" width="{SMALL_WIDTH:.1f}" height="{SMALL}" rx="4"/>',
+        f'<text class="on" x="{x + 7:.1f}" y="{top + 14}">{escape(name)}</text>',
+    ]
+    if share is not None:
+        right = x + SMALL_WIDTH - 7
+        parts.append(f'<text class="on end" x="{right:.1f}" y="{top + 14}">{share:.0%}</text>')
+    cores = sample.cores if sample else []
+    size = (SMALL_WIDTH - 14) / max(1, len(cores))
+    for number, use in enumerate(cores):
+        parts.append(
+            f'<g class="{shade(use)}"><rect class="core" x="{x + 7 + number * size:.1f}" y="{top + 18}" '
+            f'width="{size:.1f}" height="5"/></g>'
+        )
     return [*parts, "</g>"]
 
 

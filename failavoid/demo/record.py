@@ -61,9 +61,7 @@ def make_record(site: Site, scale: Scale, runs: list[Run], wall_s: dict[str, flo
             f"The hosts are containers on one machine and share its {there} cores, which they count as {counted}: "
             "each host's cores show the CPU use of the whole machine."
         )
-    for run in runs:
-        said = {warning for snapshot in run.snapshots.values() for host in snapshot.hosts for warning in host.warnings}
-        warnings += [f"In run {run.name.replace('_', ' ')}, {warning}." for warning in sorted(said)]
+    warnings += said_of_hosts(runs)
     return Record(
         scale=scale.name,
         hosts_in_use=scale.hosts_in_use,
@@ -78,6 +76,25 @@ def make_record(site: Site, scale: Scale, runs: list[Run], wall_s: dict[str, flo
         wall_s={name: round(seconds, 1) for name, seconds in wall_s.items()},
         runs={run.name: run for run in runs},
     )
+
+
+def said_of_hosts(runs: list[Run]) -> list[str]:
+    """What the resource manager said of hosts: each thing once, with its hosts and the runs in which it was so."""
+    when: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for run in runs:
+        whose: dict[str, set[str]] = {}
+        for host in (host for snapshot in run.snapshots.values() for host in snapshot.hosts):
+            for warning in host.warnings:
+                own = warning.startswith(f"{host.name}: ")
+                named = whose.setdefault(warning.removeprefix(f"{host.name}: "), set())
+                named.update([host.name] if own else [])
+        for words, named in whose.items():
+            when.setdefault((words, tuple(sorted(named))), []).append(run.name.replace("_", " "))
+    found = []
+    for (words, hosts), names in when.items():
+        runs_said = "all runs" if len(names) == len(runs) > 1 else f"run {' and run '.join(names)}"
+        found.append(f"In {runs_said}, {', '.join(hosts)}{': ' if hosts else ''}{words}.")
+    return found
 
 
 def share_one_kernel(site: Site, hosts: list[str]) -> bool:

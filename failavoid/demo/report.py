@@ -53,9 +53,10 @@ def notes(record: Record) -> list[str]:
 
 
 def evacuation_of(run: Run) -> Evacuation | None:
-    """The run's evacuation: the last that moved guests, else the last that was begun."""
-    moved = [one for one in run.evacuations if any(m.state == "moved" for m in one.migrations)]
-    found = moved or run.evacuations
+    """The run's evacuation: the last that moved guests, else the last begun; of the failing host, if it had one."""
+    of_failing = [one for one in run.evacuations if one.host == run.failing_host] or run.evacuations
+    moved = [one for one in of_failing if any(m.state == "moved" for m in one.migrations)]
+    found = moved or of_failing
     return found[-1] if found else None
 
 
@@ -163,6 +164,11 @@ def _protected(run: Run, control: Run | None) -> Document:
             for m in (evacuation.migrations if evacuation else [])
         ],
         "evacuations": len(run.evacuations),
+        "other_evacuations": [
+            {"host": one.host, "spare": one.spare, "state": one.state, "error": one.error}
+            for one in run.evacuations
+            if one is not evacuation
+        ],
         "state": evacuation.state if evacuation else None,
         "error": evacuation.error if evacuation else "no evacuation took place",
     }

@@ -17,7 +17,8 @@ from failavoid.shared.messages import EVACUATION_ENDS, Alarm, Evacuation, Member
 HOG_UNIT = "failavoid-hog"
 JOB_SECONDS = 1200.0  # no job of the demonstration lasts longer
 EVACUATION_S = 300.0  # for one that is under way when its job ends
-CALM = 0.70  # share of a host's memory below which the next run may begin
+CALM = 0.72  # share of a host's memory below which the next run may begin
+CALM_S = 60.0  # for memory to be given back
 
 
 class DemonstrationError(Exception):
@@ -146,18 +147,30 @@ def clean_up(site: Site, services: Services, progress: Progress) -> None:
 
 
 def calm_down(site: Site, services: Services, progress: Progress) -> None:
-    """Bring the testbed back to where a run can begin: cleaned up, and memory given back."""
+    """Bring the testbed back to where a run can begin: cleaned up, and memory given back.
+
+    A host that keeps its memory loses the guests that wait on it for the next job.
+    """
     clean_up(site, services, progress)
-
-    def calm() -> bool:
-        latest = services.latest()
-        return all(memory_in_use(latest[host]) < CALM for host in site.groups["hypervisor"] if host in latest)
-
-    if not wait_until(calm, 60):
-        full = {host: f"{memory_in_use(sample):.0%}" for host, sample in services.latest().items()}
+    hosts = site.groups["hypervisor"]
+    if wait_until(lambda: not _full(services, hosts), CALM_S):
+        return
+    full = _full(services, hosts)
+    for guest in services.membership().guests:
+        if guest.host in full and guest.job is None:
+            progress.note(f"{guest.host} keeps {full[guest.host]:.0%} of its memory: its guest {guest.name} is removed")
+            services.remove_guest(guest.name)
+    if not wait_until(lambda: not _full(services, hosts), CALM_S):
+        listed = ", ".join(f"{host} {share:.0%}" for host, share in _full(services, hosts).items())
         raise DemonstrationError(
-            f"the hosts did not give memory back after the run before: {full}. 'make clean-testbed' and start again"
+            f"after the run before, memory stayed in use on {listed}: 'make clean-testbed' and start again"
         )
+
+
+def _full(services: Services, hosts: list[str]) -> dict[str, float]:
+    """The hosts on which too much memory is in use for a run to begin, with the share."""
+    shares = {node: memory_in_use(sample) for node, sample in services.latest().items() if node in hosts}
+    return {host: share for host, share in sorted(shares.items()) if share >= CALM}
 
 
 def memory_in_use(sample: Sample) -> float:
@@ -186,10 +199,8 @@ def _follow(job: RunningJob, services: Services, run: Run, oom: OomWatch, progre
             if states.get(evacuation.id) != evacuation.state:
                 states[evacuation.id] = evacuation.state
                 progress.note(f"{evacuation.id}: {evacuation.state} {evacuation.error}".rstrip())
-                if evacuation.state == "MIGRATING":
+                if evacuation.state == "MIGRATING" and run.failing_host in (None, evacuation.host):
                     run.snapshots["during"] = services.membership()
-                if evacuation.state == "RETIRED":
-                    run.snapshots["moved"] = services.membership()
         if "out of memory" not in run.events and oom.killed():
             run.events["out of memory"] = time.time()
             run.snapshots["during"] = services.membership()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import ssl
 import subprocess
@@ -16,8 +17,11 @@ import httpx
 PORTS = {"monitor": 7411, "resource_manager": 7412, "controller": 7413}
 
 
+COMMAND_S = 60
+
+
 class CommandError(Exception):
-    """A command on a host that failed; the message names host, command and its own words."""
+    """A command, or a question to a service, that failed; the message names where it was asked, and its own words."""
 
 
 @dataclass
@@ -49,7 +53,10 @@ class Site:
 
     def run(self, host: str, *argv: str, check: bool = True) -> str:
         """Run ``argv`` on ``host`` and return what it printed. Raises CommandError."""
-        done = subprocess.run(self.ssh(host, *argv), capture_output=True, text=True, timeout=60, check=False)
+        try:
+            done = subprocess.run(self.ssh(host, *argv), capture_output=True, text=True, timeout=COMMAND_S, check=False)
+        except subprocess.TimeoutExpired:
+            raise CommandError(f"{host}: {shlex.join(argv)} did not end within {COMMAND_S} s") from None
         if check and done.returncode:
             raise CommandError(
                 f"{host}: {shlex.join(argv)} ended with {done.returncode}: {(done.stderr or done.stdout).strip()}"
@@ -78,9 +85,12 @@ class Site:
 
 
 def read_inventory(inventory: Path) -> Site:
-    """Ask ansible-inventory for the site's hosts, groups and variables."""
+    """Ask ansible-inventory for the site's hosts, groups and variables. Raises CommandError."""
     command = [str(Path(sys.executable).parent / "ansible-inventory"), "-i", str(inventory), "--list"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "ANSIBLE_INVENTORY_UNPARSED_FAILED": "true"}  # or it would be taken for an empty one
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CommandError(f"the inventory {inventory} can't be read: {done.stderr.strip()}")
     listing = json.loads(done.stdout)
     groups = {name: _members(listing, name) for name in listing if name != "_meta" and isinstance(listing[name], dict)}
     return Site(inventory, listing["_meta"]["hostvars"], groups)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import platform
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from . import cgroups
 from .containers import Testbed, cable
 
 SYSTEMS = {("debian", "12"), ("debian", "13")}
+PROCESSOR = "x86_64"  # of the image's kernel and of the guests
 PROGRAMS = {
     "ip": "iproute2",
     "lxcfs": "lxcfs",
@@ -38,6 +40,7 @@ class Facts:
 
     root: bool = True
     system: Tuple[str, str] = ("debian", "12")
+    processor: str = PROCESSOR
     missing_programs: List[str] = field(default_factory=list)
     missing_features: List[str] = field(default_factory=list)
     memory_mib: int = 0  # available, or in use by the testbed itself
@@ -53,6 +56,7 @@ def look(testbed: Testbed) -> Facts:
     return Facts(
         root=os.geteuid() == 0,
         system=_system(),
+        processor=platform.machine(),
         missing_programs=[name for name in PROGRAMS if shutil.which(name) is None],
         missing_features=_missing_features() if os.geteuid() == 0 else [],
         memory_mib=_memory_mib(testbed.groups),
@@ -77,6 +81,11 @@ def problems(facts: Facts, testbed: Testbed, memory_share: float = 1.0) -> List[
         found.append(
             f"This system is {' '.join(facts.system)}; the testbed runs on Debian 12 and 13: use such a machine, or a"
             f" virtual one."
+        )
+    if facts.processor != PROCESSOR:
+        found.append(
+            f"This machine's processor is {facts.processor}; the system image and its guests are for {PROCESSOR}: use"
+            f" such a machine."
         )
     if facts.missing_programs:
         packages = sorted({PROGRAMS[name] for name in facts.missing_programs})

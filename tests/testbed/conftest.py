@@ -52,5 +52,5 @@ def empty_hosts(site: Site, services: Services) -> list[str]:
     for guest in services.membership().guests:
         if guest.host in hosts:
             assert guest.job is None, f"{guest.name} on {guest.host} is in use by {guest.job}"
-            services.resource_manager.delete(f"/guests/{guest.name}", timeout=120).raise_for_status()
+            services.remove_guest(guest.name)
     return hosts

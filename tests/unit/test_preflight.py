@@ -34,6 +34,7 @@ def test_a_good_machine_has_no_problem():
     [
         (good(root=False), ["run this as root"]),
         (good(system=("fedora", "41")), ["fedora 41", "Debian 12 and 13"]),
+        (good(processor="aarch64"), ["processor is aarch64", "for x86_64"]),
         (good(missing_programs=["lxcfs", "ip"]), ["lxcfs", "apt-get install iproute2 lxcfs"]),
         (good(memory_mib=4000), ["4000 MiB are available", "4608 MiB are needed", "testbed_host_memory_mib"]),
         (good(disk_mib={str(BASE): 100, str(STORE): 9000}), [str(BASE), "100 MiB free", "300 MiB are needed"]),

@@ -2,15 +2,18 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from lxml import html
 
+from failavoid import controller
 from failavoid.demo import record as records
+from failavoid.demo.charts import MEANING
 from failavoid.demo.page import render
 from failavoid.demo.report import build_report, from_danger_to_oom_s, main, write_report
 from failavoid.demo.runs import Line
-from failavoid.shared.messages import RuleEvent, from_dict, to_dict
+from failavoid.shared.messages import Evacuation, RuleEvent, from_dict, to_dict
 from tests.unit.report_records import make_record
 
 
@@ -180,6 +183,23 @@ def test_the_evacuation_that_moved_guests_is_told_of_several(record):
     assert report["evacuations"] == 2
 
 
+def with_the_spare_evacuated_too(record):
+    """Let the protected run's spare be found failing after its guests had come."""
+    run = record.runs["protected"]
+    second = from_dict(Evacuation, to_dict(run.evacuations[0]))
+    second.id, second.host, second.spare = "evacuation-2", "host05", "host06"
+    for move in second.migrations:
+        move.source, move.destination = "host05", "host06"
+    run.evacuations.append(second)
+    return record
+
+
+def test_the_failing_hosts_evacuation_is_told_and_others_beside_it(record):
+    report = build_report(with_the_spare_evacuated_too(record))["protected"]
+    assert (report["failed_host"], report["spare"]) == ("host02", "host05")
+    assert report["other_evacuations"] == [{"host": "host05", "spare": "host06", "state": "RETIRED", "error": ""}]
+
+
 def test_runs_that_are_missing_are_null(record):
     record.runs = {}
     report = build_report(record)
@@ -264,6 +284,19 @@ def test_every_host_and_core_is_drawn_at_any_scale():
     assert len(before.xpath(".//g[@class='guest']")) == 64
 
 
+def test_in_a_large_rack_hosts_to_which_nothing_happened_are_small():
+    page = page_of(make_record(64, 16, 1, cores=24))
+    for name in ("before", "during", "after"):
+        picture = state(page, name)
+        assert len(picture.xpath(".//rect[starts-with(@class, 'box')]")) == 80
+        assert len(picture.xpath(".//rect[@class='core']")) == 80 * 24
+        assert picture.xpath(".//text[contains(@class, 'name')]/text()") == ["host02", "host65"]
+        bottom = float(picture.xpath("./svg")[0].get("viewbox").split()[3])
+        for box in picture.xpath(".//rect[starts-with(@class, 'box')]"):
+            assert float(box.get("y")) + float(box.get("height")) <= bottom
+    assert "host01: 32% of memory in use, guests g0001" in text_of(state(page, "before"))
+
+
 def test_all_marks_lie_inside_their_host():
     for picture in page_of(make_record(8, 2, 8, cores=24)).xpath("//figure/svg"):
         box = picture.xpath(".//rect[starts-with(@class, 'box')]")[0]
@@ -297,6 +330,13 @@ def test_the_timeline_has_a_bar_for_each_step(record):
     assert "7.31 s" in chart.text_content()
 
 
+def test_every_step_of_the_controllers_is_explained():
+    sources = Path(controller.__file__).parent.rglob("*.py")
+    begun = {name for source in sources for name in re.findall(r'begin\("(\w+)"', source.read_text())}
+    assert {"leased", "migrating", "retired"} <= begun
+    assert begun <= set(MEANING)
+
+
 def test_a_step_that_was_not_done_is_drawn_open(record):
     page = page_of(with_cancelled_evacuation(record))
     chart = page.xpath("//svg[@aria-label='Timeline of the evacuation']")[0]
@@ -320,6 +360,13 @@ def test_the_failing_host_stands_among_its_peers_where_the_rule_saw_it(record):
 def test_one_guest_taken_is_not_told_as_several(record):
     record.runs["control"].guests_lost = ["g0003"]
     assert "OOM killer took a guest on host02" in card(page_of(record), "control")
+
+
+def test_further_evacuations_are_not_kept_quiet(record):
+    assert "other evacuation" not in card(page_of(record), "protected")
+    assert "1 other evacuation in this run: host05 (RETIRED)." in card(
+        page_of(with_the_spare_evacuated_too(record)), "protected"
+    )
 
 
 def test_the_moves_are_a_table(record):
@@ -431,6 +478,21 @@ def test_containers_of_one_kernel_share_its_cores(virtualization, booted, shared
     hosts = [f"host{number:02d}" for number in range(len(booted))]
     site = SiteOf(dict(zip(hosts, virtualization)), dict(zip(hosts, booted)))
     assert records.share_one_kernel(site, hosts) is shared
+
+
+def test_what_is_said_of_hosts_stands_once_with_the_runs_in_which_it_was_so(record):
+    runs = list(record.runs.values())
+    together = "host01, host02 run on one machine"
+    for run in runs:
+        for membership in run.snapshots.values():
+            for host in membership.hosts[:2]:
+                host.warnings = [together, f"{host.name}: more than one guest is pinned to core 0"]
+    runs[1].snapshots["after"].hosts[2].warnings = ["host03: it is old"]
+    assert records.said_of_hosts(runs) == [
+        "In all runs, host01, host02 run on one machine.",
+        "In all runs, host01, host02: more than one guest is pinned to core 0.",
+        "In run protected, host03: it is old.",
+    ]
 
 
 # -- files -------------------------------------------------------------------------------------------------
