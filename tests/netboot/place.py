@@ -160,7 +160,15 @@ def play(hosts: Path, playbook: str, *words: str, **variables: Any) -> str:
     """Run a playbook of the project, or one beside this file, and return what it says."""
     path = next(path for path in (PROJECT / "playbooks" / playbook, HERE / playbook) if path.exists())
     command = [Path(sys.executable).parent / "ansible-playbook", "-i", hosts, path, *words]
-    given = {"sysimage_store": str(STORE), "sysimage_package_cache": str(FOLDER / "packages"), **variables}
+    given = {
+        "sysimage_store": str(STORE),
+        "sysimage_package_cache": str(FOLDER / "packages"),
+        # the head runs the system image, which holds them
+        "nfs_server_packages": [],
+        "netboot_packages": [],
+        "sysimage_packages": [],
+        **variables,
+    }
     done = subprocess.run(
         [*command, "-e", json.dumps(given)],
         cwd=PROJECT,
