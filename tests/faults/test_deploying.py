@@ -167,6 +167,41 @@ def test_hosts_that_are_prepared_one_by_one_stay_as_they_are_after_the_first_tha
     assert sorted(changed(deploy(whole))) == sorted(later)
 
 
+ADMIN = "admin"
+MAKE_ADMIN = f"""
+useradd -m -s /bin/sh {ADMIN}
+install -d -m 0700 -o {ADMIN} -g {ADMIN} ~{ADMIN}/.ssh
+grep -v ' failavoid$' /root/.ssh/authorized_keys | install -m 0600 -o {ADMIN} -g {ADMIN} /dev/stdin ~{ADMIN}/.ssh/authorized_keys
+echo '{ADMIN} ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/{ADMIN}
+"""
+REMOVE_ADMIN = f"rm -f /etc/sudoers.d/{ADMIN}; pkill -KILL -u {ADMIN}; userdel -r {ADMIN}"
+
+
+@pytest.fixture
+def admin(site):
+    """A user of head and hosts who may become root by sudo."""
+    places = [site.head, *site.groups["hypervisor"]]
+    try:
+        for place in places:
+            site.run(place, "sh", "-ec", MAKE_ADMIN)
+        yield ADMIN
+    finally:
+        for place in places:
+            site.run(place, "sh", "-c", REMOVE_ADMIN, check=False)
+
+
+def test_a_site_may_be_reached_as_another_user_than_root(whole, admin, site):
+    """By who deploys it, and then by its services."""
+    done = deploy(whole, "--extra-vars", f"ansible_user={admin}")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert f"ansible_user: {admin}" in site.run(site.head, "cat", "/etc/failavoid/inventory/hosts.yml")
+    host = site.groups["hypervisor"][-1]
+    assert site.run(host, "grep", "-c", " failavoid$", f"/home/{admin}/.ssh/authorized_keys").strip() == "1"
+    site.run(site.head, "failavoid", "drain", host, "--reason", "to be restored as another user")
+    site.run(site.head, "failavoid", "restore", host)  # by a playbook that asks libvirt, which root alone may
+    assert changed(deploy(whole, "--extra-vars", f"ansible_user={admin}")) == []
+
+
 def secrets_of(site):
     """The site's secret, and every token that was made from it and lies somewhere."""
     found = {site.run(site.head, "cat", "/etc/failavoid/secret").strip()}

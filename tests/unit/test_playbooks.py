@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,27 @@ def inventory(tmp_path_factory):
 def test_a_playbook_is_one_for_ansible(playbook):
     done = play(playbook, PROJECT / "inventories/testbed", "--syntax-check", **GIVEN)
     assert done.returncode == 0, done.stderr
+
+
+OF_THE_TESTBED = {"demo.yml", "testbed.yml", "testbed-clean.yml"}  # for root alone
+
+
+@pytest.mark.parametrize("playbook", sorted(set(PLAYBOOKS) - OF_THE_TESTBED))
+def test_a_playbook_becomes_root_by_itself(playbook):
+    """The services run it with an inventory of their own, and what an inventory says would count on this machine too."""
+    for play in yaml.safe_load((PROJECT / "playbooks" / playbook).read_text()):
+        for task in play.get("tasks", []) if "become" not in play else []:
+            acts = not {"ansible.builtin.assert", "ansible.builtin.raw"} & set(task)  # a connection is root's or not
+            assert not acts or "become" in task, task["name"]
+        assert "roles" not in play or play["become"] is True, play["name"]
+
+
+def test_what_is_done_on_the_machine_that_runs_ansible_is_done_as_who_runs_it():
+    files = [*PROJECT.glob("roles/*/tasks/*.yml"), *PROJECT.glob("playbooks/*.yml")]
+    text = [task for file in files for task in re.split(r"\n(?= *- name: )", file.read_text())]
+    local = [task for task in text if "delegate_to: localhost" in task]
+    assert len(local) == 3
+    assert all("become: false" in task for task in local)
 
 
 @pytest.mark.parametrize("name", INVENTORIES)

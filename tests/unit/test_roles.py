@@ -148,8 +148,7 @@ def test_a_bare_head_gets_what_is_called_there(word, where, package):
 # What a role writes and its absent.yml leaves, and why that is right.
 LEFT = {
     "service_common": {
-        "{{ '/root' if service_common_ssh_user == 'root' else '/home/' ~ service_common_ssh_user }}"
-        "/.ssh/authorized_keys": "hosts_absent.yml takes the services' line out of it",
+        "~{{ service_common_ssh_user }}/.ssh/authorized_keys": "hosts_absent.yml takes the services' line out of it",
         "/etc/failavoid/secret": "with remove_state, together with /etc/failavoid",
     },
     "nfs_server": {"{{ nfs_server_store }}": "the role sysimage's"},
