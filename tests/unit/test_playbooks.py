@@ -90,6 +90,41 @@ def test_an_inventory_sets_only_variables_that_a_role_has(name):
                 assert variable in options | of_a_host, file
 
 
+PORTS = {"monitor_port": 8411, "resource_manager_port": 8412, "controller_port": 8413}
+WHO_ASKS_WHOM = """
+- hosts: host01
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_vars: "{{ roles }}/{{ item }}/defaults/main.yml"
+      loop: [agent, monitor, resource_manager, controller]
+    - ansible.builtin.copy:
+        dest: "{{ said }}"
+        content: "{{ asked | combine({'cli': cli | from_yaml}) | to_json }}"
+      vars:
+        cli: "{{ lookup('ansible.builtin.template', roles ~ '/resource_manager/templates/cli.yml.j2') }}"
+        asked:
+          monitor: "{{ [agent_monitor, resource_manager_monitor] }}"
+          resource_manager: "{{ [monitor_resource_manager, controller_resource_manager] }}"
+          controller: "{{ [agent_controller, monitor_controller, resource_manager_controller] }}"
+"""
+
+
+def test_services_that_a_site_has_on_other_ports_are_found_there_by_all_who_ask_them(tmp_path):
+    (tmp_path / "ask.yml").write_text(WHO_ASKS_WHOM)
+    here = {"ansible_connection": "local"}
+    groups = {"head": {"hosts": {"head01": {**here, "ansible_host": "10.0.0.1"}}}, "h": {"hosts": {"host01": here}}}
+    groups |= {name.removesuffix("_port"): {"children": {"head": {}}} for name in PORTS}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(groups))
+    said = tmp_path / "said.json"
+    done = play(tmp_path / "ask.yml", tmp_path / "hosts.yml", roles=str(PROJECT / "roles"), said=str(said), **PORTS)
+    assert done.returncode == 0, done.stdout
+    asked = json.loads(said.read_text())
+    cli = asked.pop("cli")
+    for service, urls in asked.items():
+        for url in [*urls, cli[service]]:
+            assert url.endswith(f":{PORTS[f'{service}_port']}"), service
+
+
 @pytest.mark.parametrize("name", FOR_A_SITE)
 def test_an_inventory_to_copy_is_wrong_in_nothing_but_that_its_hosts_are_not_there(name):
     """Asked of this machine, in place of the hosts: what the inventory itself says must fit together."""
