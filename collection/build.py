@@ -61,6 +61,7 @@ def rewrite_tasks(text: str, modules: dict[str, str]) -> str:
     """Tasks of a role, a playbook or an example, as they stand in a collection."""
     for name, new in modules.items():
         text = re.sub(rf"^(\s+){name}:", rf"\1{NAMESPACE}.{new}:", text, flags=re.MULTILINE)
+    text = text.replace("playbook_dir ~ '/../build", "playbook_dir ~ '/../project/build")
     return text.replace("{{ role_path }}/../..", "{{ role_path }}/../../project")
 
 

@@ -171,7 +171,8 @@ ADMIN = "admin"
 MAKE_ADMIN = f"""
 useradd -m -s /bin/sh {ADMIN}
 install -d -m 0700 -o {ADMIN} -g {ADMIN} ~{ADMIN}/.ssh
-grep -v ' failavoid$' /root/.ssh/authorized_keys | install -m 0600 -o {ADMIN} -g {ADMIN} /dev/stdin ~{ADMIN}/.ssh/authorized_keys
+grep -v ' failavoid$' /root/.ssh/authorized_keys >~{ADMIN}/.ssh/authorized_keys
+chown {ADMIN}:{ADMIN} ~{ADMIN}/.ssh/authorized_keys
 echo '{ADMIN} ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/{ADMIN}
 """
 REMOVE_ADMIN = f"rm -f /etc/sudoers.d/{ADMIN}; pkill -KILL -u {ADMIN}; userdel -r {ADMIN}"

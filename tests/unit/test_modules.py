@@ -281,9 +281,11 @@ def test_failavoid_survey_returns_what_it_documents():
 
 def test_failavoid_site_check_returns_what_it_documents():
     site = {"groups": {"head": ["head01"], "hypervisor": []}}
-    ended = run(load("failavoid_site_check"), site=site, hosts=[{"name": "head01"}])
+    deployer = {"folders": ["/var/cache"], "library": True}
+    ended = run(load("failavoid_site_check"), site=site, hosts=[{"name": "head01"}], deployer=deployer)
     assert ended.failed
     assert "These hosts do not answer over SSH: head01." in ended.result["msg"]
+    assert "The machine that runs Ansible" not in ended.result["msg"]
     assert_returns_what_it_documents("failavoid_site_check", ended)
 
 

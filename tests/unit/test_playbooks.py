@@ -60,7 +60,7 @@ OF_THE_TESTBED = {"demo.yml", "testbed.yml", "testbed-clean.yml"}  # for root al
 
 @pytest.mark.parametrize("playbook", sorted(set(PLAYBOOKS) - OF_THE_TESTBED))
 def test_a_playbook_becomes_root_by_itself(playbook):
-    """The services run it with an inventory of their own, and what an inventory says would count on this machine too."""
+    """The services run it with an inventory of their own; what an inventory says would count on this machine too."""
     for play in yaml.safe_load((PROJECT / "playbooks" / playbook).read_text()):
         for task in play.get("tasks", []) if "become" not in play else []:
             acts = not {"ansible.builtin.assert", "ansible.builtin.raw"} & set(task)  # a connection is root's or not
