@@ -102,6 +102,7 @@ removed:
   elements: str
 """
 
+import socket
 import time
 from pathlib import Path
 from typing import Any, Dict
@@ -182,7 +183,7 @@ def main() -> None:
         else:
             result = publish(store, module.params, module.check_mode)
     except (SysimageError, OSError) as error:
-        module.fail_json(msg=f"system image: {error}")
+        module.fail_json(msg=f"{socket.gethostname()}: system image: {error}")
     module.exit_json(**result)
 
 

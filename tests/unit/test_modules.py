@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,7 @@ def test_failavoid_guest_says_in_check_mode_what_it_would_start_and_what_it_woul
     new.update(kernel="/boot/vmlinuz", initrd="/boot/initrd.img", cmdline="")
     started = run(guest_module, check=True, domain_type="qemu", guests=[new])
     assert started.result["changed"] is True
+    assert started.result["diff"] == {"before": "g2: absent\n", "after": "g2: running\n"}
     assert_returns_what_it_documents("failavoid_guest", started)
     refused = run(guest_module, check=True, domain_type="qemu", guests=[{**new, "name": "g1"}])
     assert "another guest named g1 runs on this host" in refused.result["msg"]
@@ -164,7 +166,7 @@ def test_failavoid_guest_removes_once_and_says_so(guest_module):
     first = run(guest_module, state="absent", guests=[GUEST]).result
     second = run(guest_module, state="absent", guests=[GUEST]).result
     assert [check["changed"], first["changed"], second["changed"]] == [True, True, False]
-    assert first["diff"] == {"before": "g1: running\n", "after": "g1: absent\n"}
+    assert check["diff"] == first["diff"] == {"before": "g1: running\n", "after": "g1: absent\n"}
 
 
 @pytest.fixture
@@ -336,3 +338,24 @@ def test_failavoid_interface_makes_a_bridge_once_and_returns_what_it_documents()
     for ended in steps:
         assert_returns_what_it_documents("failavoid_interface", ended)
     assert steps[-1].result["interface"]["addresses"] == ["10.99.0.1/24"]
+    checked, made, again = (ended.result["diff"] for ended in steps)
+    assert checked == made
+    assert again["before"] == again["after"] == made["after"]
+
+
+WRONG = {
+    "failavoid_certificates": {"state": "installed"},
+    "failavoid_guest": {"state": "arrived", "guests": [{"name": "g1"}]},
+    "failavoid_interface": {"name": "nobr9"},
+    "failavoid_migrate": {"evacuation": "Not A Name"},
+    "failavoid_numa_info": {"domain_type": "qemu", "cores": [99999]},
+    "failavoid_sysimage": {"store": "/nowhere", "declaration": {}},
+    "failavoid_token": {"role": "host", "subjects": ["host01"], "secret": "/nowhere"},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_goes_wrong_on_a_host_is_told_with_its_name(name):
+    ended = run(load(name), **WRONG[name])
+    assert ended.failed
+    assert ended.result["msg"].startswith(f"{socket.gethostname()}: "), ended.result["msg"]
