@@ -102,6 +102,7 @@ removed:
   elements: str
 """
 
+import contextlib
 import socket
 import time
 from pathlib import Path
@@ -153,7 +154,7 @@ def prune(store: Store, keep: list[str], check: bool) -> Dict[str, Any]:
     """Remove what nothing uses."""
     if not store.path.is_dir():
         return {"changed": False, "digest": "", "removed": []}
-    with store.locked():
+    with contextlib.nullcontext() if check else store.locked():  # to lock it is to tidy it up
         images, roots = store.unused(keep)
         if not check:
             store.remove(images, roots)

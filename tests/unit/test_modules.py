@@ -249,6 +249,27 @@ def test_failavoid_sysimage_returns_what_it_documents(tmp_path, state):
     assert_returns_what_it_documents("failavoid_sysimage", ended)
 
 
+def test_failavoid_sysimage_prunes_once_and_touches_nothing_in_check_mode(tmp_path):
+    module, (used, unused) = load("failavoid_sysimage"), ("a" * 16, "b" * 16)
+    for digest in (used, unused):
+        (tmp_path / "roots" / digest).mkdir(parents=True)
+        (tmp_path / "images" / digest).mkdir(parents=True)
+        (tmp_path / "images" / digest / "root").symlink_to(f"../../roots/{digest}")
+    (tmp_path / "current").symlink_to(f"images/{used}")
+    (tmp_path / "roots/.building-interrupted").mkdir()
+
+    def prune(check):
+        return run(module, check=check, state="pruned", store=str(tmp_path)).result
+
+    before = sorted(tmp_path.rglob("*"))
+    checked = prune(check=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    pruned = prune(check=False)
+    assert (checked["changed"], checked["removed"], checked["diff"]) == (True, pruned["removed"], pruned["diff"])
+    assert [path.name for kind in ("images", "roots") for path in (tmp_path / kind).iterdir()] == [used, used]
+    assert prune(check=True)["changed"] is False
+
+
 def test_failavoid_numa_info_returns_what_it_documents_and_finds_the_same_again(tmp_path):
     module, path = load("failavoid_numa_info"), str(tmp_path / "host.json")
     results = [run(module, check=check, domain_type="qemu", path=path) for check in (True, False, False)]
