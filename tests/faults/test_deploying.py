@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.testbed.conftest import PROJECT
+from tests.testbed.long_job import long_job
 
 pytestmark = pytest.mark.timeout(1800)  # each deploys the testbed several times
 
@@ -165,6 +166,27 @@ def test_hosts_that_are_prepared_one_by_one_stay_as_they_are_after_the_first_tha
     assert "PLAY [Run the services]" not in done.stdout
     assert changed(done) == [first]
     assert sorted(changed(deploy(whole))) == sorted(later)
+
+
+def test_a_job_runs_on_while_everything_is_deployed_anew_under_it(whole, site, services):
+    """Services, agents and libvirt are restarted; its guest stays as it is, and can be moved afterwards."""
+    with long_job(site, services, hosts=1, guests_per_host=1, memory_mb=288) as job:
+        (host,), places = job.hosts(), job.places()
+        guest = site.run(host, "pgrep", "-x", "qemu-system-x86")
+        for place in site.groups["hypervisor"]:
+            site.run(place, "touch", "/etc/failavoid/agent.json", "/etc/libvirt/qemu.conf")
+        settings = [f"/etc/failavoid/{name}.yml" for name in ("monitor", "resource_manager", "controller")]
+        site.run(site.head, "touch", *settings)
+        done = deploy(whole)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert sorted(changed(done)) == sorted([site.head, *site.groups["hypervisor"]])
+        assert job.services_answer()
+        assert job.goes_on()
+        assert (job.places(), site.run(host, "pgrep", "-x", "qemu-system-x86")) == (places, guest)
+        evacuation = job.ended(job.evacuate(host))
+        assert (evacuation.state, evacuation.error) == ("RETIRED", "")
+        assert job.finish() == 0
+        assert job.job.said("RESULT correct")
 
 
 ADMIN = "admin"
