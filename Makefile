@@ -16,8 +16,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PACKAGES := binutils gcc gnutls-bin libvirt-dev make pkg-config python3-dev python3-venv \
   fuse3 iproute2 lxcfs mmdebstrap openmpi-bin openssh-client procps python3-mpi4py python3-numpy systemd-container
 # for tests alone: the compilers of both MPIs, containers for ranks, one of the two module systems, a browser for the display,
-# Prometheus for what it scrapes
-TEST_PACKAGES := bubblewrap chromium dnsmasq-base gfortran libmpich-dev libopenmpi-dev lmod mpich prometheus
+# Prometheus for what it scrapes, SQLite's program for the site guide's backup
+TEST_PACKAGES := bubblewrap chromium dnsmasq-base gfortran libmpich-dev libopenmpi-dev lmod mpich prometheus sqlite3
 # machines that boot over the network, one of them with UEFI
 NETBOOT_PACKAGES := ovmf qemu-system-x86
 define install_packages

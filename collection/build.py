@@ -28,16 +28,20 @@ OF_THE_TESTBED = {
 }
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", "*.o")
 # What `ansible-test sanity` says, and why that is all right: the licence is not Ansible's own; a state of guests asks
-# and changes nothing; a probe is watched while it runs; modules are no plugins in the project; guests have busybox.
+# and changes nothing; a probe is watched while it runs; modules are no plugins in the project; guests have busybox,
+# and iPXE has a language of its own.
 IGNORED = {
     "plugins/modules/*.py": "validate-modules:missing-gplv3-license",
     "plugins/modules/guest.py": "validate-modules:parameter-state-invalid-choice",
     "plugins/modules/numa_info.py": "validate-modules:use-run-command-not-popen",
     "project/library/*.py": "shebang",
     **{
-        f"{place}roles/sysimage/files/guest-{name}": "shebang"
+        f"{place}roles/{name}": "shebang"
         for place in ("", "project/")
-        for name in ("agent", "announce", "setup", "sshd")
+        for name in (
+            "netboot/templates/host.ipxe.j2",
+            *(f"sysimage/files/guest-{part}" for part in ("agent", "announce", "setup", "sshd")),
+        )
     },
 }
 
@@ -61,6 +65,7 @@ def rewrite_tasks(text: str, modules: dict[str, str]) -> str:
     """Tasks of a role, a playbook or an example, as they stand in a collection."""
     for name, new in modules.items():
         text = re.sub(rf"^(\s+){name}:", rf"\1{NAMESPACE}.{new}:", text, flags=re.MULTILINE)
+    text = text.replace("playbook_dir ~ '/../build", "playbook_dir ~ '/../project/build")
     return text.replace("{{ role_path }}/../..", "{{ role_path }}/../../project")
 
 

@@ -85,6 +85,7 @@ import ipaddress
 import json
 import os
 import shutil
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -252,8 +253,13 @@ def existing(group: str) -> str:
 
 
 def places(files: Dict[str, str], qemu: bool, group: str, service_user: str) -> List[Tuple[Path, str, str, str, int]]:
-    """Where libvirt, QEMU and the services look: path, text, owner, group, mode."""
-    ca, cert, key = files["authority"], files["certificate"], files["key"]
+    """Where libvirt, QEMU and the services look: path, text, owner, group, mode. Raises CertificateError."""
+    try:
+        ca, cert, key = files["authority"], files["certificate"], files["key"]
+    except KeyError as error:
+        raise CertificateError(
+            f"the certificate to install lacks {error}: give what 'issued' has returned for this host"
+        ) from error
     pki = Path("/etc/pki")
     wanted = [
         (FAILAVOID / "authority.pem", ca, "root", "root", 0o644),
@@ -334,7 +340,7 @@ def main() -> None:
             for name in hosts
         }
     except CertificateError as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=f"{socket.gethostname()}: {error}")
     module.exit_json(changed=changed, certificates=certificates)
 
 

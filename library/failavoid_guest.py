@@ -184,7 +184,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.failavoid import guests as guests_here
@@ -195,6 +195,14 @@ from ansible.module_utils.failavoid.taps import TapError
 
 HOST_FACTS = Path("/etc/failavoid/host.json")
 EMULATION = 5  # how much longer an emulated guest boots, at most
+# what a guest is once it is as wanted
+WANTED = {
+    "present": "running",
+    "expected": "expected",
+    "arrived": "running",
+    "unexpected": "absent",
+    "absent": "absent",
+}
 NEEDED = {
     "present": ("uuid", "memory_kb", "cores", "numa_node", "address", "kernel", "initrd", "cmdline"),
     "expected": ("address",),
@@ -286,15 +294,17 @@ def boot_limit(seconds: float, domain_type: str, guests: List[Dict[str, Any]]) -
     return seconds * (EMULATION if domain_type == "qemu" else 1) * sharing
 
 
-def would_start(params: Dict[str, Any], connection: Any) -> bool:
-    """Whether a guest would be started. Raises GuestError if one that runs would be refused."""
+def due(params: Dict[str, Any], connection: Any, before: Dict[str, Dict[str, Any]]) -> List[str]:
+    """The guests of which something would be changed. Raises GuestError if one that runs would be refused."""
+    state, guests = params["state"], params["guests"]
+    if state != "present":
+        return [guest["name"] for guest in guests if would_change(state, before.get(guest["name"]))]
     host = host_settings(params)
-    return any([guests_here.would_start(connection, specification(guest, {}), host) for guest in params["guests"]])
+    return [guest["name"] for guest in guests if guests_here.would_start(connection, specification(guest, {}), host)]
 
 
-def would_change(state: str, name: str, before: Dict[str, Dict[str, Any]]) -> bool:
-    """What check mode says of one guest, for the other states."""
-    here = before.get(name)
+def would_change(state: str, here: Optional[Dict[str, Any]]) -> bool:
+    """What check mode says of one guest, which is ``here`` or not, for all states but V(present)."""
     if state in ("absent", "unexpected"):
         return here is not None
     if state == "arrived":
@@ -302,13 +312,18 @@ def would_change(state: str, name: str, before: Dict[str, Dict[str, Any]]) -> bo
     return here is None
 
 
-def words(listing: Dict[str, Dict[str, Any]], names: List[str]) -> str:
-    """A guest a line, for the diff."""
-    lines = []
-    for name in names:
-        here = listing.get(name)
-        lines.append(f"{name}: {((here['noted'] or {}).get('state') or 'running') if here else 'absent'}\n")
-    return "".join(lines)
+def states(listing: Dict[str, Dict[str, Any]], names: List[str]) -> Dict[str, str]:
+    """Guests and their states, for the diff."""
+    found = {name: listing.get(name) for name in names}
+    return {
+        name: ((here["noted"] or {}).get("state") or "running") if here else "absent" for name, here in found.items()
+    }
+
+
+def difference(before: Dict[str, str], after: Dict[str, str]) -> Dict[str, str]:
+    """A guest a line."""
+    both = {"before": before, "after": after}
+    return {when: "".join(f"{name}: {state}\n" for name, state in said.items()) for when, said in both.items()}
 
 
 def main() -> None:
@@ -345,10 +360,11 @@ def main() -> None:
             module.exit_json(changed=False, guests=list(before.values()), begun=begun, done=time.time())
         names = [guest["name"] for guest in guests]
         if module.check_mode:
+            changing = due(params, connection, before)
+            seen = states(before, names)
             module.exit_json(
-                changed=would_start(params, connection)
-                if state == "present"
-                else any(would_change(state, name, before) for name in names),
+                changed=bool(changing),
+                diff=difference(seen, {**seen, **dict.fromkeys(changing, WANTED[state])}),
                 guests=[{"guest": name, "state": state} for name in names],
                 boot_files=guests_here.boot_files(),
                 begun=begun,
@@ -381,7 +397,7 @@ def main() -> None:
                 guests_here.not_expected(connection, guest["name"])
     if module._diff:
         after = {one["guest"]: one for one in guests_here.listing(connection)}
-        said["diff"] = {"before": words(before, names), "after": words(after, names)}
+        said["diff"] = difference(states(before, names), states(after, names))
     for one in results:
         if one.get("pin_differences"):
             errors.append(f"{here}: guest {one['guest']}: {', '.join(one['pin_differences'])}")

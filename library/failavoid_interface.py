@@ -70,6 +70,7 @@ interface:
 """
 
 import json
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any, Dict, List
@@ -108,6 +109,19 @@ def describe(name: str) -> Dict[str, Any]:
         "ports": sorted(port.name for port in (folder / "brif").iterdir() if not port.name.startswith("vnet")),
         "addresses": [f"{one['local']}/{one['prefixlen']}" for one in addresses(name)],
         "up": bool(int((folder / "flags").read_text(), 16) & 1),
+    }
+
+
+def taken_over(name: str, uplink: str, before: Dict[str, Any]) -> Dict[str, Any]:
+    """The bridge as it will be once the uplink has joined it."""
+    return {
+        "name": name,
+        "ports": sorted([*before.get("ports", []), uplink]),
+        "addresses": [
+            *before.get("addresses", []),
+            *(f"{one['local']}/{one['prefixlen']}" for one in addresses(uplink)),
+        ],
+        "up": True,
     }
 
 
@@ -151,14 +165,14 @@ def main() -> None:
             raise InterfaceError(f"network_uplink is {uplink}, which this host does not have")
         if changed and not module.check_mode:
             ip("-batch", "-", batch=commands(name, uplink, bool(before)))
-        after = describe(name) if not module.check_mode else before
+        after = taken_over(name, uplink, before) if changed and module.check_mode else describe(name)
         if address and after and not any(one.split("/")[0] == address for one in after["addresses"]):
             raise InterfaceError(f"bridge {name} has not the host's address {address} but {after['addresses']}")
     except (InterfaceError, OSError) as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=f"{socket.gethostname()}: {error}")
     module.exit_json(
         changed=changed,
-        interface=after,
+        interface=before if module.check_mode else after,
         diff={"before": json.dumps(before, indent=1) + "\n", "after": json.dumps(after, indent=1) + "\n"},
     )
 

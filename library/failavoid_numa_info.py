@@ -93,6 +93,7 @@ boot_id:
 """
 
 import json
+import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -200,6 +201,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     path, wanted = Path(module.params["path"]), module.params["domain_type"]
+    here = socket.gethostname()
     before = read(path)
     domain_type = wanted
     if wanted == "auto":
@@ -209,11 +211,11 @@ def main() -> None:
     missing = sorted(set(module.params["cores"]) - {core for cores in numa.values() for core in cores})
     if missing:
         module.fail_json(
-            msg=f"hypervisor_cores names cores this host does not have: {missing}; it has {numa_nodes([])}"
+            msg=f"{here}: hypervisor_cores names cores this host does not have: {missing}; it has {numa_nodes([])}"
         )
     wrong = wrong_declaration(module.params["devices"])
     if wrong:
-        module.fail_json(msg=wrong)
+        module.fail_json(msg=f"{here}: {wrong}")
     after = {
         "domain_type": domain_type,
         "probed": domain_type if wanted == "auto" else (before or {}).get("probed"),

@@ -56,6 +56,10 @@ options:
         description: Hardware class -> other classes whose hosts can run its guests.
         type: dict
         default: {}
+      python_version:
+        description: The Python that the services are packed for. Empty for any.
+        type: str
+        default: ""
       mixed_versions:
         description: Whether versions of libvirt and QEMU may differ, because hosts are being upgraded.
         type: bool
@@ -113,6 +117,19 @@ options:
       survey:
         description: What was found there. Without it the host is silent.
         type: dict
+  deployer:
+    description: What deploying takes from the machine that this runs on, which is not looked at without it.
+    type: dict
+    suboptions:
+      folders:
+        description: Folders that are written to.
+        type: list
+        elements: path
+        default: []
+      library:
+        description: Whether the MPI wrapper's library is built there.
+        type: bool
+        default: true
 attributes:
   check_mode:
     support: full
@@ -152,6 +169,7 @@ problems:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.failavoid.deployer import problems as problems_here
 from ansible.module_utils.failavoid.site_check import Host, Site, problems
 from ansible.module_utils.failavoid.survey import Survey
 
@@ -165,6 +183,7 @@ SITE = {
     "nfs_store": {"type": "path", "default": "/var/lib/failavoid/sysimage"},
     "ports": {"type": "dict", "default": {}},
     "compatible": {"type": "dict", "default": {}},
+    "python_version": {"type": "str", "default": ""},
     "mixed_versions": {"type": "bool", "default": False},
 }
 HOST = {
@@ -181,6 +200,10 @@ HOST = {
     "mac": {"type": "str", "default": ""},
     "survey": {"type": "dict"},
 }
+DEPLOYER = {
+    "folders": {"type": "list", "elements": "path", "default": []},
+    "library": {"type": "bool", "default": True},
+}
 
 
 def main() -> None:
@@ -189,6 +212,7 @@ def main() -> None:
         argument_spec={
             "site": {"type": "dict", "required": True, "options": SITE},
             "hosts": {"type": "list", "elements": "dict", "required": True, "options": HOST},
+            "deployer": {"type": "dict", "options": DEPLOYER},
         },
         supports_check_mode=True,
     )
@@ -197,7 +221,11 @@ def main() -> None:
         Host(**{**host, "survey": Survey(**host["survey"]) if host["survey"] else None})
         for host in module.params["hosts"]
     ]
-    found = problems(Site(**module.params["site"]), hosts, now)
+    deployer = module.params["deployer"]
+    found = [
+        *(problems_here(**deployer) if deployer else []),
+        *problems(Site(**module.params["site"]), hosts, now),
+    ]
     if found:
         lines = "\n".join(f"- {problem}" for problem in found)
         module.fail_json(msg=f"Nothing was changed, because of this:\n{lines}", problems=found)

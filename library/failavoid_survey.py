@@ -18,6 +18,15 @@ options:
     description: Folder where the image store is, or will be.
     type: path
     default: /var/lib/failavoid/sysimage
+  cpu_model:
+    description: The CPU model that guests are to get. Empty asks for none.
+    type: str
+    default: ""
+  users:
+    description: Users who are to be known on the host.
+    type: list
+    elements: str
+    default: []
   asked:
     description: When the host is asked, in seconds since the epoch by the clock of the machine that runs Ansible.
     type: float
@@ -78,6 +87,9 @@ survey:
     kvm:
       description: Whether C(/dev/kvm) is there.
       type: bool
+    cpu_model_offered:
+      description: Whether libvirt offers O(cpu_model) under KVM. None where libvirt is not there to tell.
+      type: bool
     versions:
       description: The versions of libvirt and QEMU, if they are installed.
       type: dict
@@ -103,6 +115,10 @@ survey:
     free_mib:
       description: What is free there, in MiB.
       type: int
+    unknown_users:
+      description: Those of O(users) that it does not know.
+      type: list
+      elements: str
     image_there:
       description: Whether a system image is published there.
       type: bool
@@ -112,6 +128,7 @@ asked:
   type: float
 """
 
+import socket
 from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
@@ -123,14 +140,16 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "store": {"type": "path", "default": "/var/lib/failavoid/sysimage"},
+            "cpu_model": {"type": "str", "default": ""},
+            "users": {"type": "list", "elements": "str", "default": []},
             "asked": {"type": "float", "default": 0.0},
         },
         supports_check_mode=True,
     )
     try:
-        survey = asdict(look(module.params["store"]))
+        survey = asdict(look(*(module.params[name] for name in ("store", "cpu_model", "users"))))
     except (OSError, ValueError, IndexError) as error:
-        module.fail_json(msg=f"the host can't be looked at: {error}")
+        module.fail_json(msg=f"{socket.gethostname()}: the host can't be looked at: {error}")
     module.exit_json(changed=False, survey=survey, asked=module.params["asked"])
 
 

@@ -102,6 +102,8 @@ removed:
   elements: str
 """
 
+import contextlib
+import socket
 import time
 from pathlib import Path
 from typing import Any, Dict
@@ -152,7 +154,7 @@ def prune(store: Store, keep: list[str], check: bool) -> Dict[str, Any]:
     """Remove what nothing uses."""
     if not store.path.is_dir():
         return {"changed": False, "digest": "", "removed": []}
-    with store.locked():
+    with contextlib.nullcontext() if check else store.locked():  # to lock it is to tidy it up
         images, roots = store.unused(keep)
         if not check:
             store.remove(images, roots)
@@ -182,7 +184,7 @@ def main() -> None:
         else:
             result = publish(store, module.params, module.check_mode)
     except (SysimageError, OSError) as error:
-        module.fail_json(msg=f"system image: {error}")
+        module.fail_json(msg=f"{socket.gethostname()}: system image: {error}")
     module.exit_json(**result)
 
 

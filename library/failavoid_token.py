@@ -62,6 +62,8 @@ tokens:
   sample: {"host01": "host.host01.0.MAC"}
 """
 
+import socket
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.failavoid.names import check_name
 from ansible.module_utils.failavoid.tokens import ROLES, mint, read_secret
@@ -77,16 +79,17 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    path, role = module.params["secret"], module.params["role"]
+    path, role, here = module.params["secret"], module.params["role"], socket.gethostname()
     try:
         secret = read_secret(path)
         tokens = {name: mint(secret, role, check_name(role, name)) for name in module.params["subjects"]}
     except OSError as error:
         module.fail_json(
-            msg=f"{path} cannot be read: {error.strerror}. The role service_common makes it on the head: run it first"
+            msg=f"{here}: {path} cannot be read: {error.strerror}. The role service_common makes it on the head: "
+            "run it first"
         )
     except ValueError as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=f"{here}: {error}")
     module.exit_json(changed=False, tokens=tokens)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -39,8 +40,7 @@ class Identities:
             "node": guest.name,
             "kind": "guest",
             "token": mint(self._secret, "guest", guest.name, guest.uuid),
-            "monitor": f"{head}:7411",
-            "controller": f"https://{head}:7413",
+            **self._services(),
             "authority": GUEST_AUTHORITY,
             "interval_s": self._settings.guest_interval_s,
         }
@@ -74,6 +74,7 @@ class Identities:
             self._sites() | (_users(request) if request else {}),
             image,
             self._settings.head_address,
+            self._services(),
             self._settings.guest_interval_s,
             mint(self._secret, "guest", "terms"),  # with another secret its token is worth nothing
         ]
@@ -114,6 +115,12 @@ class Identities:
                 f"guests can't be told the site's authority: {self._settings.tls.authority}: {error.strerror}; "
                 "the role hypervisor installs it (tasks_from head.yml)"
             ) from error
+
+    def _services(self) -> dict[str, str]:
+        """Where its agent finds the monitor and the controller: on the head, at the ports where this service does."""
+        head = self._settings.head_address
+        monitor, controller = (urlsplit(url).port or 443 for url in (self._settings.monitor, self._settings.controller))
+        return {"monitor": f"{head}:{monitor}", "controller": f"https://{head}:{controller}"}
 
     def _sites(self) -> dict[str, Any]:
         """The part of an identity that all guests share."""

@@ -18,6 +18,9 @@ from .survey import Survey
 SERVICES = ("nfs_server", "monitor", "resource_manager", "controller")
 OLDEST_PYTHON = (3, 9)
 LIBVIRT_PORT = 16514
+# on the head, and who may listen there already: what an earlier run has installed
+NFS_PORTS = {111: ("rpcbind", "systemd"), 2049: ("ganesha",), 20048: ("ganesha",)}
+NETBOOT_PORTS = {67: ("dnsmasq",), 69: ("dnsmasq",), 4011: ("dnsmasq",)}
 LEAST_MEMORY_MIB = 1024
 IMAGE_MIB = 2048  # building a root, and the packages
 CLOCK_S = 2.0  # by how much clocks may differ
@@ -56,6 +59,7 @@ class Site:
     nfs_store: str = "/var/lib/failavoid/sysimage"
     ports: Dict[str, int] = field(default_factory=dict)  # variable -> port on the head
     compatible: Dict[str, List[str]] = field(default_factory=dict)
+    python_version: str = ""  # that the services are packed for, as 3.11
     mixed_versions: bool = False  # while hosts are being upgraded
 
 
@@ -64,8 +68,8 @@ def problems(site: Site, hosts: List[Host], now: float) -> List[str]:
     by_name = {host.name: host for host in hosts}
     heads = [by_name[name] for name in site.groups.get("head", []) if name in by_name]
     workers = [by_name[name] for name in site.groups.get("hypervisor", []) if name in by_name]
-    found = [*_groups(site), *_names(hosts), *_silent(hosts), *_networks(site, heads, workers)]
-    found += _netboot(site, heads, workers)
+    found = [*_groups(site), *_names(hosts), *_silent(hosts), *_addresses([*heads, *workers])]
+    found += [*_networks(site, heads, workers), *_netboot(site, heads, workers)]
     for host in hosts:
         found += _of_any(host, now)
     for head in heads:
@@ -129,6 +133,15 @@ def _silent(hosts: List[Host]) -> Iterator[str]:
     for host in hosts:
         if host.error:
             yield f"{host.name} could not be looked at: {host.error}"
+
+
+def _addresses(hosts: List[Host]) -> Iterator[str]:
+    named = [host.name for host in hosts if _address(host.address) is None]
+    if named:
+        yield (
+            f"ansible_host of {', '.join(named)} is not set, or is a name: give the address at which hosts reach each "
+            "other. Libvirt listens there, hosts know the head by it, and boot with it."
+        )
 
 
 def _networks(site: Site, heads: List[Host], workers: List[Host]) -> Iterator[str]:
@@ -200,11 +213,6 @@ def _netboot(site: Site, heads: List[Host], workers: List[Host]) -> Iterator[str
                 f"{host.name}: netboot_mac is {host.mac!r}, which is not the hardware address of a network card: write "
                 "it as '52:54:00:12:34:56'."
             )
-        if _address(host.address) is None:
-            yield (
-                f"{host.name} boots over the network, and its ansible_host is {host.address!r}: give it as an address, "
-                "which is what it boots with."
-            )
     for mac, same in _shared((host.mac.lower(), host.name) for host in booted):
         yield f"{' and '.join(same)} have the same netboot_mac {mac}: give each its own."
 
@@ -233,15 +241,29 @@ def _of_any(host: Host, now: float) -> Iterator[str]:
 def _of_head(site: Site, head: Host) -> Iterator[str]:
     if head.survey is None:
         return
-    taken = [
-        listener.split(" ", 1)[1]
-        for port in [*site.ports.values(), 2049]
-        for listener in _listening(head.survey, port, ("failavoid-", "ganesha"))
-    ]
-    if taken:
+    own = {port: ("failavoid-",) for port in site.ports.values()}
+    fixed = {**NFS_PORTS, **(NETBOOT_PORTS if site.groups.get("netboot_server") else {})}
+    for ports, way_out in ((own, f", or give the services other ports ({', '.join(site.ports)})"), (fixed, "")):
+        taken = [
+            listener.split(" ", 1)[1]
+            for port, names in ports.items()
+            for listener in _listening(head.survey, port, names)
+        ]
+        if taken:
+            yield (
+                f"Ports that failavoid needs on {head.name} are taken by others: {'; '.join(taken)}. End what listens "
+                f"there{way_out}."
+            )
+    has = ".".join(map(str, head.survey.python))
+    if site.python_version not in ("", has):
         yield (
-            f"Ports that failavoid needs on {head.name} are taken by others: {'; '.join(taken)}. End what listens "
-            f"there, or give the services other ports ({', '.join(site.ports)})."
+            f"{head.name} has Python {has}, and the services are packed for {site.python_version}: set "
+            f"service_common_python_version to {has}, in quotes."
+        )
+    if head.survey.unknown_users:
+        yield (
+            f"{head.name} does not know {', '.join(head.survey.unknown_users)}, who shall run jobs or look on: make "
+            "their accounts there, or take them out of service_common_job_users and service_common_readers."
         )
     if head.survey.file_system in WITHOUT_HANDLES:
         yield (
@@ -275,6 +297,11 @@ def _of_worker(host: Host) -> Iterator[str]:
         yield (
             f"{host.name} is reached at {address}, which is none of its own addresses "
             f"({', '.join(survey.addresses)}): hosts reach each other at ansible_host, so it can't be a forwarded one."
+        )
+    if host.cpu_model and survey.cpu_model_offered is False and not host.emulated:
+        yield (
+            f"{host.name} does not offer guest_cpu_model {host.cpu_model}: guests could neither start nor arrive "
+            "there. Choose a model that 'virsh domcapabilities' calls usable on every host."
         )
     taken = list(_listening(survey, LIBVIRT_PORT, ("libvirtd", "virtproxyd", "systemd")))
     if taken:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
+import pwd
 import re
 import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional, Sequence
+from xml.etree import ElementTree
 
 PROGRAMS = {"libvirt": ["libvirtd", "--version"], "qemu": ["qemu-system-x86_64", "--version"]}
+CAPABILITIES = ["virsh", "--quiet", "--connect", "qemu:///system", "domcapabilities", "--virttype", "kvm"]
 
 
 @dataclass
@@ -29,6 +32,7 @@ class Survey:
     cpu_flags: str = ""  # sorted, separated by spaces
     memory_kb: int = 0
     kvm: bool = False  # whether /dev/kvm is there
+    cpu_model_offered: Optional[bool] = None  # the one that was asked for, by libvirt under KVM; None: it can't be told
     versions: Dict[str, str] = field(default_factory=dict)  # libvirt, qemu
     listeners: List[str] = field(default_factory=list)  # "tcp 0.0.0.0:22 users:((...))"
     bridges: List[str] = field(default_factory=list)
@@ -37,10 +41,14 @@ class Survey:
     file_system: str = ""  # of the folder that was asked for, or of what it will be made in
     free_mib: int = 0
     image_there: bool = False
+    unknown_users: List[str] = field(default_factory=list)  # of those who were asked for
 
 
-def look(folder: str) -> Survey:
-    """Collect what this host is like; ``folder`` is where the image store is or will be."""
+def look(folder: str, cpu_model: str = "", users: Sequence[str] = ()) -> Survey:
+    """Collect what this host is like; ``folder`` is where the image store is or will be.
+
+    ``cpu_model`` is what guests' processors are to be, if that is given; ``users`` are to be known here.
+    """
     links = [path.name for path in sorted(Path("/sys/class/net").iterdir())]
     place = _existing(Path(folder))
     status = os.statvfs(place)
@@ -55,6 +63,7 @@ def look(folder: str) -> Survey:
         cpu_flags=" ".join(sorted(cpu.get("flags", "").split())),
         memory_kb=int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0]),
         kvm=Path("/dev/kvm").exists(),
+        cpu_model_offered=offers(_run(CAPABILITIES), cpu_model) if cpu_model and Path("/dev/kvm").exists() else None,
         versions={name: version for name, command in PROGRAMS.items() for version in [_version(command)] if version},
         listeners=_listeners(),
         bridges=[name for name in links if Path("/sys/class/net", name, "bridge").is_dir()],
@@ -63,7 +72,24 @@ def look(folder: str) -> Survey:
         file_system=_file_system(place),
         free_mib=status.f_bavail * status.f_frsize >> 20,
         image_there=Path(folder, "current").exists(),
+        unknown_users=[user for user in users if not _knows(user)],
     )
+
+
+def offers(capabilities: str, cpu_model: str) -> Optional[bool]:
+    """Whether libvirt's description of what a host can run has that CPU model; None for no description."""
+    if not capabilities.strip():
+        return None
+    models = ElementTree.fromstring(capabilities).iterfind("cpu/mode[@name='custom']/model")
+    return any(model.text == cpu_model and model.get("usable") == "yes" for model in models)
+
+
+def _knows(user: str) -> bool:
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
 
 
 def _existing(folder: Path) -> Path:

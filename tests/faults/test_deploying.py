@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.testbed.conftest import PROJECT
+from tests.testbed.long_job import long_job
 
 pytestmark = pytest.mark.timeout(1800)  # each deploys the testbed several times
 
@@ -165,6 +166,63 @@ def test_hosts_that_are_prepared_one_by_one_stay_as_they_are_after_the_first_tha
     assert "PLAY [Run the services]" not in done.stdout
     assert changed(done) == [first]
     assert sorted(changed(deploy(whole))) == sorted(later)
+
+
+def test_a_job_runs_on_while_everything_is_deployed_anew_under_it(whole, site, services):
+    """Services, agents and libvirt are restarted; its guest stays as it is, and can be moved afterwards."""
+    with long_job(site, services, hosts=1, guests_per_host=1, memory_mb=288) as job:
+        (host,), places = job.hosts(), job.places()
+        guest = site.run(host, "pgrep", "-x", "qemu-system-x86")
+        for place in site.groups["hypervisor"]:
+            site.run(place, "touch", "/etc/failavoid/agent.json", "/etc/libvirt/qemu.conf")
+        settings = [f"/etc/failavoid/{name}.yml" for name in ("monitor", "resource_manager", "controller")]
+        site.run(site.head, "touch", *settings)
+        done = deploy(whole)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert sorted(changed(done)) == sorted([site.head, *site.groups["hypervisor"]])
+        assert job.services_answer()
+        assert job.goes_on()
+        assert (job.places(), site.run(host, "pgrep", "-x", "qemu-system-x86")) == (places, guest)
+        evacuation = job.ended(job.evacuate(host))
+        assert (evacuation.state, evacuation.error) == ("RETIRED", "")
+        assert job.finish() == 0
+        assert job.job.said("RESULT correct")
+
+
+ADMIN = "admin"
+MAKE_ADMIN = f"""
+useradd -m -s /bin/sh {ADMIN}
+install -d -m 0700 -o {ADMIN} -g {ADMIN} ~{ADMIN}/.ssh
+grep -v ' failavoid$' /root/.ssh/authorized_keys >~{ADMIN}/.ssh/authorized_keys
+chown {ADMIN}:{ADMIN} ~{ADMIN}/.ssh/authorized_keys
+echo '{ADMIN} ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/{ADMIN}
+"""
+REMOVE_ADMIN = f"rm -f /etc/sudoers.d/{ADMIN}; pkill -KILL -u {ADMIN}; userdel -r {ADMIN}"
+
+
+@pytest.fixture
+def admin(site):
+    """A user of head and hosts who may become root by sudo."""
+    places = [site.head, *site.groups["hypervisor"]]
+    try:
+        for place in places:
+            site.run(place, "sh", "-ec", MAKE_ADMIN)
+        yield ADMIN
+    finally:
+        for place in places:
+            site.run(place, "sh", "-c", REMOVE_ADMIN, check=False)
+
+
+def test_a_site_may_be_reached_as_another_user_than_root(whole, admin, site):
+    """By who deploys it, and then by its services."""
+    done = deploy(whole, "--extra-vars", f"ansible_user={admin}")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert f"ansible_user: {admin}" in site.run(site.head, "cat", "/etc/failavoid/inventory/hosts.yml")
+    host = site.groups["hypervisor"][-1]
+    assert site.run(host, "grep", "-c", " failavoid$", f"/home/{admin}/.ssh/authorized_keys").strip() == "1"
+    site.run(site.head, "failavoid", "drain", host, "--reason", "to be restored as another user")
+    site.run(site.head, "failavoid", "restore", host)  # by a playbook that asks libvirt, which root alone may
+    assert changed(deploy(whole, "--extra-vars", f"ansible_user={admin}")) == []
 
 
 def secrets_of(site):

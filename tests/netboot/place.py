@@ -175,7 +175,15 @@ def refused(hosts: Path, playbook: str, *words: str, **variables: Any) -> str:
 def _play(hosts: Path, playbook: str, *words: str, **variables: Any) -> subprocess.CompletedProcess[str]:
     path = next(path for path in (PROJECT / "playbooks" / playbook, HERE / playbook) if path.exists())
     command = [Path(sys.executable).parent / "ansible-playbook", "-i", hosts, path, *words]
-    given = {"sysimage_store": str(STORE), "sysimage_package_cache": str(FOLDER / "packages"), **variables}
+    given = {
+        "sysimage_store": str(STORE),
+        "sysimage_package_cache": str(FOLDER / "packages"),
+        # the head runs the system image, which holds them
+        "nfs_server_packages": [],
+        "netboot_packages": [],
+        "sysimage_packages": [],
+        **variables,
+    }
     done = subprocess.run(
         [*command, "-e", json.dumps(given)],
         cwd=PROJECT,

@@ -79,6 +79,17 @@ def test_what_a_host_offers_is_noted(empty_hosts: list[str], site: Site) -> None
         site.run(empty_hosts[0], "rm", "-f", path)
 
 
+def test_a_certificate_is_installed(empty_hosts: list[str], site: Site) -> None:
+    """Where it is not as it should be: the host has its own already."""
+    host = empty_hosts[0]
+    own = {"name": host, "address": site.hosts[host]["ansible_host"]}
+    issued = adhoc(site, site.head, "failavoid_certificates", state="issued", hosts=[own])
+    assert issued["changed"] is False
+    site.run(host, "chmod", "0600", "/etc/failavoid/authority.pem")
+    three(site, host, "failavoid_certificates", state="installed", certificate=issued["certificates"][host])
+    assert site.run(host, "stat", "-c", "%a", "/etc/failavoid/authority.pem").strip() == "644"
+
+
 def test_certificates_are_issued(site: Site) -> None:
     folder, hosts = "/run/check-ca", [{"name": "host01", "address": "192.0.2.1"}]
     try:

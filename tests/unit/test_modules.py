@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,7 @@ def test_failavoid_guest_says_in_check_mode_what_it_would_start_and_what_it_woul
     new.update(kernel="/boot/vmlinuz", initrd="/boot/initrd.img", cmdline="")
     started = run(guest_module, check=True, domain_type="qemu", guests=[new])
     assert started.result["changed"] is True
+    assert started.result["diff"] == {"before": "g2: absent\n", "after": "g2: running\n"}
     assert_returns_what_it_documents("failavoid_guest", started)
     refused = run(guest_module, check=True, domain_type="qemu", guests=[{**new, "name": "g1"}])
     assert "another guest named g1 runs on this host" in refused.result["msg"]
@@ -164,7 +166,7 @@ def test_failavoid_guest_removes_once_and_says_so(guest_module):
     first = run(guest_module, state="absent", guests=[GUEST]).result
     second = run(guest_module, state="absent", guests=[GUEST]).result
     assert [check["changed"], first["changed"], second["changed"]] == [True, True, False]
-    assert first["diff"] == {"before": "g1: running\n", "after": "g1: absent\n"}
+    assert check["diff"] == first["diff"] == {"before": "g1: running\n", "after": "g1: absent\n"}
 
 
 @pytest.fixture
@@ -247,6 +249,27 @@ def test_failavoid_sysimage_returns_what_it_documents(tmp_path, state):
     assert_returns_what_it_documents("failavoid_sysimage", ended)
 
 
+def test_failavoid_sysimage_prunes_once_and_touches_nothing_in_check_mode(tmp_path):
+    module, (used, unused) = load("failavoid_sysimage"), ("a" * 16, "b" * 16)
+    for digest in (used, unused):
+        (tmp_path / "roots" / digest).mkdir(parents=True)
+        (tmp_path / "images" / digest).mkdir(parents=True)
+        (tmp_path / "images" / digest / "root").symlink_to(f"../../roots/{digest}")
+    (tmp_path / "current").symlink_to(f"images/{used}")
+    (tmp_path / "roots/.building-interrupted").mkdir()
+
+    def prune(check):
+        return run(module, check=check, state="pruned", store=str(tmp_path)).result
+
+    before = sorted(tmp_path.rglob("*"))
+    checked = prune(check=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    pruned = prune(check=False)
+    assert (checked["changed"], checked["removed"], checked["diff"]) == (True, pruned["removed"], pruned["diff"])
+    assert [path.name for kind in ("images", "roots") for path in (tmp_path / kind).iterdir()] == [used, used]
+    assert prune(check=True)["changed"] is False
+
+
 def test_failavoid_numa_info_returns_what_it_documents_and_finds_the_same_again(tmp_path):
     module, path = load("failavoid_numa_info"), str(tmp_path / "host.json")
     results = [run(module, check=check, domain_type="qemu", path=path) for check in (True, False, False)]
@@ -281,9 +304,11 @@ def test_failavoid_survey_returns_what_it_documents():
 
 def test_failavoid_site_check_returns_what_it_documents():
     site = {"groups": {"head": ["head01"], "hypervisor": []}}
-    ended = run(load("failavoid_site_check"), site=site, hosts=[{"name": "head01"}])
+    deployer = {"folders": ["/var/cache"], "library": True}
+    ended = run(load("failavoid_site_check"), site=site, hosts=[{"name": "head01"}], deployer=deployer)
     assert ended.failed
     assert "These hosts do not answer over SSH: head01." in ended.result["msg"]
+    assert "The machine that runs Ansible" not in ended.result["msg"]
     assert_returns_what_it_documents("failavoid_site_check", ended)
 
 
@@ -334,3 +359,24 @@ def test_failavoid_interface_makes_a_bridge_once_and_returns_what_it_documents()
     for ended in steps:
         assert_returns_what_it_documents("failavoid_interface", ended)
     assert steps[-1].result["interface"]["addresses"] == ["10.99.0.1/24"]
+    checked, made, again = (ended.result["diff"] for ended in steps)
+    assert checked == made
+    assert again["before"] == again["after"] == made["after"]
+
+
+WRONG = {
+    "failavoid_certificates": {"state": "installed"},
+    "failavoid_guest": {"state": "arrived", "guests": [{"name": "g1"}]},
+    "failavoid_interface": {"name": "nobr9"},
+    "failavoid_migrate": {"evacuation": "Not A Name"},
+    "failavoid_numa_info": {"domain_type": "qemu", "cores": [99999]},
+    "failavoid_sysimage": {"store": "/nowhere", "declaration": {}},
+    "failavoid_token": {"role": "host", "subjects": ["host01"], "secret": "/nowhere"},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_goes_wrong_on_a_host_is_told_with_its_name(name):
+    ended = run(load(name), **WRONG[name])
+    assert ended.failed
+    assert ended.result["msg"].startswith(f"{socket.gethostname()}: "), ended.result["msg"]

@@ -78,6 +78,23 @@ def test_the_collections_modules_are_documented_under_their_new_names(collection
     assert set(json.loads(said)) == {f"failavoid.failavoid.{name}" for name in names - {"container", "preflight"}}
 
 
+# `ansible-test sanity` knows these first lines, and of modules Python's
+KNOWN = {"#!/bin/bash -eu", "#!/bin/bash -eux", "#!/bin/sh", "#!/usr/bin/env bash", "#!/usr/bin/env python"}
+
+
+def test_the_collection_says_of_each_first_line_that_ansible_test_would_refuse_that_it_is_right(collections):
+    root = collections / "ansible_collections/failavoid/failavoid"
+    strange = set()
+    for file in root.rglob("*"):
+        name = str(file.relative_to(root))
+        if file.is_file() and not name.startswith("plugins/modules/"):
+            first = file.read_bytes().partition(b"\n")[0]
+            if first.startswith(b"#!") and first.decode() not in KNOWN:
+                strange.add(f"{name} shebang")
+    ignored = (root / "tests/sanity/ignore-2.19.txt").read_text().splitlines()
+    assert strange == {line for line in ignored if line.endswith(" shebang")}
+
+
 @pytest.mark.parametrize("playbook", ["validate", "site"])
 def test_the_collections_playbooks_run_on_its_own_modules(collections, elsewhere, playbook):
     command = (BIN / "ansible-playbook", "-i", "hosts.yml", f"failavoid.failavoid.{playbook}", "--check")

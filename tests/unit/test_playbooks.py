@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,27 @@ def test_a_playbook_is_one_for_ansible(playbook):
     assert done.returncode == 0, done.stderr
 
 
+OF_THE_TESTBED = {"demo.yml", "testbed.yml", "testbed-clean.yml"}  # for root alone
+
+
+@pytest.mark.parametrize("playbook", sorted(set(PLAYBOOKS) - OF_THE_TESTBED))
+def test_a_playbook_becomes_root_by_itself(playbook):
+    """The services run it with an inventory of their own; what an inventory says would count on this machine too."""
+    for play in yaml.safe_load((PROJECT / "playbooks" / playbook).read_text()):
+        for task in play.get("tasks", []) if "become" not in play else []:
+            acts = not {"ansible.builtin.assert", "ansible.builtin.raw"} & set(task)  # a connection is root's or not
+            assert not acts or "become" in task, task["name"]
+        assert "roles" not in play or play["become"] is True, play["name"]
+
+
+def test_what_is_done_on_the_machine_that_runs_ansible_is_done_as_who_runs_it():
+    files = [*PROJECT.glob("roles/*/tasks/*.yml"), *PROJECT.glob("playbooks/*.yml")]
+    text = [task for file in files for task in re.split(r"\n(?= *- name: )", file.read_text())]
+    local = [task for task in text if "delegate_to: localhost" in task]
+    assert len(local) == 3
+    assert all("become: false" in task for task in local)
+
+
 @pytest.mark.parametrize("name", INVENTORIES)
 def test_an_inventory_sets_only_variables_that_a_role_has(name):
     options = set()
@@ -66,6 +88,41 @@ def test_an_inventory_sets_only_variables_that_a_role_has(name):
         for variable in yaml.safe_load(file.read_text()):
             if any(variable.startswith(f"{role}_") for role in roles):
                 assert variable in options | of_a_host, file
+
+
+PORTS = {"monitor_port": 8411, "resource_manager_port": 8412, "controller_port": 8413}
+WHO_ASKS_WHOM = """
+- hosts: host01
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_vars: "{{ roles }}/{{ item }}/defaults/main.yml"
+      loop: [agent, monitor, resource_manager, controller]
+    - ansible.builtin.copy:
+        dest: "{{ said }}"
+        content: "{{ asked | combine({'cli': cli | from_yaml}) | to_json }}"
+      vars:
+        cli: "{{ lookup('ansible.builtin.template', roles ~ '/resource_manager/templates/cli.yml.j2') }}"
+        asked:
+          monitor: "{{ [agent_monitor, resource_manager_monitor] }}"
+          resource_manager: "{{ [monitor_resource_manager, controller_resource_manager] }}"
+          controller: "{{ [agent_controller, monitor_controller, resource_manager_controller] }}"
+"""
+
+
+def test_services_that_a_site_has_on_other_ports_are_found_there_by_all_who_ask_them(tmp_path):
+    (tmp_path / "ask.yml").write_text(WHO_ASKS_WHOM)
+    here = {"ansible_connection": "local"}
+    groups = {"head": {"hosts": {"head01": {**here, "ansible_host": "10.0.0.1"}}}, "h": {"hosts": {"host01": here}}}
+    groups |= {name.removesuffix("_port"): {"children": {"head": {}}} for name in PORTS}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(groups))
+    said = tmp_path / "said.json"
+    done = play(tmp_path / "ask.yml", tmp_path / "hosts.yml", roles=str(PROJECT / "roles"), said=str(said), **PORTS)
+    assert done.returncode == 0, done.stdout
+    asked = json.loads(said.read_text())
+    cli = asked.pop("cli")
+    for service, urls in asked.items():
+        for url in [*urls, cli[service]]:
+            assert url.endswith(f":{PORTS[f'{service}_port']}"), service
 
 
 @pytest.mark.parametrize("name", FOR_A_SITE)

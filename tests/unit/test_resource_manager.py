@@ -43,6 +43,15 @@ def test_a_job_gets_its_guests_on_hosts_of_its_own(site):
     assert {host.reason for host in site.picture().hosts if host.pool == "allocated"} == {job.id}
 
 
+def test_guests_find_the_services_at_the_ports_where_the_site_has_them(tmp_path, monkeypatch):
+    urls = {"monitor": "https://127.0.0.1:8411", "controller": "https://127.0.0.1:8413"}
+    site = Site(tmp_path, monkeypatch, **urls)
+    site.ready()
+    for identity in site.played("launch.yml")[0]["launch_identities"].values():
+        agent = identity["agent"]
+        assert (agent["monitor"], agent["controller"]) == ("10.0.0.100:8411", "https://10.0.0.100:8413")
+
+
 def test_guests_of_a_host_are_pinned_to_different_cores(site):
     guests = site.guests(site.ready().id).values()
     assert sorted((guest.host, guest.cores[0]) for guest in guests) == [

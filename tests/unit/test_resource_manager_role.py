@@ -49,6 +49,8 @@ def settings(tmp_path, hosts, left_out=(), **variables):
         "resource_manager_spares": 1,
         "resource_manager_head_address": "10.0.0.100",
         "resource_manager_guest_network": "10.0.2.0/24",
+        "resource_manager_monitor": "https://127.0.0.1:7411",
+        "resource_manager_controller": "https://127.0.0.1:7413",
         **variables,
     }
     path = tmp_path / "resource_manager.yml"

@@ -98,11 +98,57 @@ def test_every_task_can_be_chosen_by_its_role_and_by_what_it_is_for(role):
         assert task.get("name"), where
 
 
+def packages():
+    """The packages that roles install on a machine that does not run the system image, by their variable."""
+    defaults = [load(role / "defaults/main.yml") or {} for role in ROLES]
+    return {name: value for given in defaults for name, value in given.items() if name.endswith("_packages")}
+
+
+def test_packages_are_installed_by_a_variable_from_lists_that_are_not_too_old():
+    """So that a machine that was just installed will do, and one of another system may have them already."""
+    found = {}
+    for role in ROLES:
+        for where, task, _ in tasks_of(role):
+            assert "apt-get" not in str(task), where
+            if given := task.get("ansible.builtin.apt"):
+                variable = given["name"].strip("{} ")
+                found[variable] = (given["update_cache"], given["cache_valid_time"] > 0, task["when"])
+    assert found == {name: (True, True, f"{name} | length > 0") for name in packages()}
+
+
+def test_the_system_image_holds_what_roles_install_elsewhere():
+    """Machines that run it are told to install nothing."""
+    image = load(ROLES[0].parent / "sysimage/files/sysimage.yml")["root"]["packages"]
+    for name, listed in packages().items():
+        assert set(listed) <= set(image), name
+    inventories = ROLES[0].parents[1] / "inventories"
+    assert load(inventories / "testbed/group_vars/all/image.yml") == {name: [] for name in packages()}
+
+
+# What is called on the head, where, and the package that brings it.
+CALLED_ON_THE_HEAD = [
+    ('"certtool"', "library/failavoid_certificates.py", "gnutls-bin"),
+    ("import libvirt", "failavoid/controller/libvirt_view.py", "python3-libvirt"),
+    ('"mmdebstrap"', "module_utils/failavoid/sysimage_build.py", "mmdebstrap"),
+    ('"mpirun"', "failavoid/cli/mpi.py", "openmpi-bin"),
+    ("showmount", "roles/nfs_server/tasks/main.yml", "nfs-common"),
+    ("sqlite3 /var", "docs/site-guide.md", "sqlite3"),
+    ("ssh-keygen", "roles/service_common/files/install.sh", "openssh-client"),
+    ("/usr/lib/ipxe", "roles/netboot/tasks/main.yml", "ipxe"),
+    ("/usr/sbin/dnsmasq", "roles/netboot/templates/failavoid-netboot.service.j2", "dnsmasq-base"),
+]
+
+
+@pytest.mark.parametrize(("word", "where", "package"), CALLED_ON_THE_HEAD, ids=lambda value: value.split("/")[-1])
+def test_a_bare_head_gets_what_is_called_there(word, where, package):
+    assert word in (ROLES[0].parents[1] / where).read_text()
+    assert any(package in listed for name, listed in packages().items() if name != "hypervisor_packages")
+
+
 # What a role writes and its absent.yml leaves, and why that is right.
 LEFT = {
     "service_common": {
-        "{{ '/root' if service_common_ssh_user == 'root' else '/home/' ~ service_common_ssh_user }}"
-        "/.ssh/authorized_keys": "hosts_absent.yml takes the services' line out of it",
+        "~{{ service_common_ssh_user }}/.ssh/authorized_keys": "hosts_absent.yml takes the services' line out of it",
         "/etc/failavoid/secret": "with remove_state, together with /etc/failavoid",
     },
     "nfs_server": {"{{ nfs_server_store }}": "the role sysimage's"},

@@ -1,4 +1,4 @@
-"""What is said of an inventory and its hosts before anything is changed on them."""
+"""What is said of an inventory, its hosts, and the machine that deploys them before anything is changed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from failavoid.shared import deployer
 from failavoid.shared.site_check import Host, Site, problems
-from failavoid.shared.survey import Survey, look
+from failavoid.shared.survey import Survey, look, offers
 
 NOW = 1_000_000.0
 HEAD = ["head01"]
@@ -23,6 +24,7 @@ def site(**changes):
         prefix=16,
         head_address="10.77.0.1",
         nfs_clients=["10.77.0.0/16"],
+        python_version="3.11",
         ports={"monitor_port": 7411, "resource_manager_port": 7412, "controller_port": 7413},
     )
     return replace(good, **changes)
@@ -42,6 +44,8 @@ def found(name, **changes):
         listeners=[
             'tcp 0.0.0.0:22 users:(("sshd",pid=1,fd=3))',
             'tcp 0.0.0.0:7411 users:(("failavoid-monit",pid=2,fd=3))',
+            'tcp 0.0.0.0:111 users:(("rpcbind",pid=3,fd=4),("systemd",pid=1,fd=99))',
+            'tcp *:20048 users:(("ganesha.nfsd",pid=4,fd=9))',
         ],
         bridges=["br0"],
         links=["br0", "eth0", "lo"],
@@ -104,6 +108,12 @@ def test_what_is_wrong_in_the_inventory_is_named_with_the_way_out(changed, named
         ({"versions": {"libvirt": "11.3.0"}}, ["versions of libvirt: 11.3.0 on host02"]),
         ({"cpu": "Xeon 6130"}, ["host02 is the only host of its hardware class (Xeon 6130)", "guest_cpu_model"]),
         ({"cpu_flags": "aes avx2 avx512f"}, ["host02 has avx512f", "guest_cpu_model"]),
+        ({"of": "head01", "unknown_users": ["ada"]}, ["head01 does not know ada", "service_common_job_users"]),
+        ({"of": "head01", "listeners": ['tcp *:20048 users:(("rpc.mountd",pid=3,fd=1))']}, ["head01", "rpc.mountd"]),
+        (
+            {"of": "head01", "python": [3, 13]},
+            ["head01 has Python 3.13", "packed for 3.11", "service_common_python_version to 3.13"],
+        ),
         (
             {"of": "head01", "listeners": ['udp *:7411 users:(("nc",pid=3,fd=1))']},
             ["head01", "*:7411", '"nc"', "monitor_port"],
@@ -162,9 +172,19 @@ def test_hosts_that_boot_over_the_network_and_their_server_belong_together(serve
         assert words in problem
 
 
-def test_a_host_boots_with_an_address_and_not_with_a_name():
-    (problem,) = told(SERVED, mac=MAC, address="host02.cluster", addresses=[])
-    assert "host02 boots over the network, and its ansible_host is 'host02.cluster'" in problem
+@pytest.mark.parametrize("of", ["host02", "head01"])
+def test_hosts_are_reached_at_an_address_and_not_by_a_name(of):
+    (problem,) = told(of=of, address=f"{of}.cluster", addresses=[])
+    assert f"ansible_host of {of} is not set, or is a name: give the address" in problem
+
+
+def test_the_servers_of_hosts_that_boot_over_the_network_want_their_ports():
+    taken = {"listeners": ['udp 0.0.0.0:67 users:(("dhcpd",pid=3,fd=1))', 'udp *:69 users:(("in.tftpd",pid=4,fd=1))']}
+    hosts = [found("head01", **taken), found("host01", mac=MAC), found("host02"), found("host03")]
+    (problem,) = problems(site(**SERVED), hosts, NOW + 1)
+    assert '0.0.0.0:67 users:(("dhcpd"' in problem
+    assert '*:69 users:(("in.tftpd"' in problem
+    assert told(of="head01", **taken) == []  # where nobody boots so
 
 
 def test_a_name_that_can_not_be_used_is_named():
@@ -211,13 +231,64 @@ def test_a_busy_machine_takes_no_clock_for_wrong():
     assert problems(site(), hosts, NOW + 300) == []
 
 
+def test_a_machine_that_can_deploy_lacks_nothing(tmp_path):
+    assert deployer.problems([str(tmp_path / "cache"), str(tmp_path)], library=True) == []
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_the_machine_that_deploys_lacks_is_named_with_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(deployer.sys, "executable", str(tmp_path / "python3"))
+    monkeypatch.setattr(deployer, "MODULES", ("hatchling", "no_such_module"))
+    (tmp_path / "file").touch()
+    packing, compilers, folder = deployer.problems([str(tmp_path / "file/cache")] * 2, library=True)
+    assert "lacks no_such_module, uv beside" in packing
+    assert "failavoid[deploy]" in packing
+    assert "apt-get install gcc make" in compilers
+    assert "mpi_wrapper_library" in compilers
+    assert f"can't write {tmp_path}/file/cache" in folder
+    assert "service_common_cache" in folder
+    assert len(deployer.problems([], library=False)) == 1
+
+
 def test_all_problems_are_told_at_once():
     assert len(told({"spares": 0, "guest_network": ""}, python=[3, 7], bridges=[])) == 4
 
 
+CAPABILITIES = """
+<domainCapabilities><cpu>
+  <mode name='host-model' supported='yes'><model fallback='forbid'>EPYC-Rome</model></mode>
+  <mode name='custom' supported='yes'>
+    <model usable='yes' vendor='AMD'>EPYC</model>
+    <model usable='no' vendor='AMD'>EPYC-Milan</model>
+  </mode>
+</cpu></domainCapabilities>
+"""
+
+
+@pytest.mark.parametrize(("model", "offered"), [("EPYC", True), ("EPYC-Milan", False), ("EPYC-Rome", False)])
+def test_a_host_offers_the_processors_that_libvirt_calls_usable(model, offered):
+    assert offers(CAPABILITIES, model) is offered
+
+
+def test_a_host_that_does_not_offer_the_guests_processor_is_named():
+    offering = {"host01": True, "host02": False, "host03": None}
+    workers = [found(name, cpu_model="EPYC", cpu_model_offered=offered) for name, offered in offering.items()]
+    (problem,) = problems(site(), [found("head01"), *workers], NOW + 1)
+    assert "host02 does not offer guest_cpu_model EPYC" in problem
+    assert "virsh domcapabilities" in problem
+    emulated = [replace(host, emulated=True) for host in workers]
+    assert problems(site(), [found("head01"), *emulated], NOW + 1) == []
+
+
+def test_before_libvirt_is_there_nobody_knows_what_a_host_offers():
+    assert offers("", "EPYC") is None
+
+
 def test_looking_at_this_machine_changes_nothing_and_tells_figures(tmp_path):
-    seen = look(str(tmp_path / "store"))
+    seen = look(str(tmp_path / "store"), users=["root", "no-such-user"])
     assert seen.memory_kb > 0
     assert "127.0.0.1" in seen.addresses
     assert seen.file_system
+    assert seen.unknown_users == ["no-such-user"]
     assert not any(tmp_path.iterdir())
