@@ -20,6 +20,7 @@ def release(way: UnderWay) -> None:
     if not committed:
         commit(way, None)
     with way.around.changed:
+        log.info("%s: RELEASED the ranks of %s", way.evacuation.id, way.evacuation.job)
         way.evacuation.state = "RELEASED"
         way.around.journal.save(way.evacuation)
         way.around.changed.notify_all()  # the job's next evacuation may post its notice

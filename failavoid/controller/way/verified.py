@@ -27,6 +27,7 @@ def open_gate(way: UnderWay) -> None:
             migration.state = "running"
         way.steps.begin("migrating")
         way.opened = True
+    log.info("%s: MIGRATING %d guests", way.evacuation.id, len(way.moves()))
     way.around.news.bump()
 
 
