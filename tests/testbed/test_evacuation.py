@@ -64,7 +64,7 @@ def test_a_jobs_guests_leave_a_host_while_its_ranks_wait(site, services, job):
     assert (told.state, told.error) == ("RETIRED", "")
 
     logged = site.run(site.head, "journalctl", "--quiet", "--output=cat", "--unit=failavoid-*", f"--grep={told.id}")
-    assert [state for state in ("LEASED", "MIGRATING", "RETIRED") if f"{told.id}: {state} " not in logged] == []
+    assert [state for state in ("LEASED", "MIGRATING", "RETIRED") if f"{told.id}: {state}" not in logged] == []
 
     steps = {step.name: step for step in told.steps}
     assert [steps[name].done for name in WAY] == sorted(steps[name].done for name in WAY)
