@@ -198,7 +198,8 @@ def _play(hosts: Path, playbook: str, *words: str, **variables: Any) -> subproce
 
 def module(hosts: Path, host: str, name: str, **arguments: Any) -> dict[str, Any]:
     """Run one of the project's modules on a host, by Ansible, and return its result."""
-    words = [Path(sys.executable).parent / "ansible", "-i", hosts, host, "-m", name, "-a", json.dumps(arguments)]
+    words = [Path(sys.executable).parent / "ansible", "-i", hosts, host, "-m", name]
+    words += ["-a", json.dumps(arguments)] if arguments else []
     done = subprocess.run(
         words,
         cwd=PROJECT,

@@ -198,7 +198,8 @@ def test_a_machine_with_uefi_and_no_ipxe_boots_so_too(site):
 
 
 def test_what_a_running_host_has_its_root_from_is_not_removed(site, booted):
-    refusal = place.refused(site.inventory, "remove.yml", "--limit", f"{place.HEAD}:{HOST}", remove_confirmed=True)
+    meant = {"remove_confirmed": True, "remove_running_guests": True}
+    refusal = place.refused(site.inventory, "remove.yml", "--limit", f"{place.HEAD}:{HOST}", **meant)
     assert f"{HOST} has booted over the network and runs from the head's NFS server" in refusal
     assert "-e remove_running_hosts=true. Nothing was changed." in refusal
     assert site.run(HOST, "ls", "/usr").split(), "its root is still there"
