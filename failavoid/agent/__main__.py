@@ -52,9 +52,8 @@ class Outlet:
             self._troubled = False
 
 
-def sample_for_ever(settings: Settings) -> None:
+def sample_for_ever(settings: Settings, sampler: Sampler) -> None:
     """Collect and send every ``interval_s`` by the monotonic clock; a missed beat is not made up for."""
-    sampler = Sampler(settings.kind, settings.metrics, plugins=open_plugins(settings.plugins))
     encoder = Encoder(settings.token)
     outlet = Outlet(*settings.monitor)
     beat = time.monotonic()
@@ -114,6 +113,8 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         settings = load(path)
+        # before any thread speaks: settings that are no good get this one sentence and nothing beside it
+        sampler = Sampler(settings.kind, settings.metrics, plugins=open_plugins(settings.plugins))
         import threading
 
         if settings.kind == "guest" or settings.controller:  # a guest without one is badly deployed, and says so
@@ -124,7 +125,7 @@ def main(arguments: list[str]) -> int:
             from failavoid.agent import assignment
 
             threading.Thread(target=assignment.run, args=(settings,), name="assignment", daemon=True).start()
-        sample_for_ever(settings)
+        sample_for_ever(settings, sampler)
     except SettingsError as error:
         say(str(error))
         return 1
