@@ -43,12 +43,6 @@ options:
     description: The control group (where systemd runs the machine, the slice) that all of the testbed runs in.
     type: str
     default: failavoid
-  merge_memory:
-    description:
-      - Have this machine's kernel keep pages that guests have in common once (kernel samepage merging).
-      - What was set before is set again when it is V(false), and with O(state=absent).
-    type: bool
-    default: false
   containers:
     description: The containers.
     type: list
@@ -171,7 +165,6 @@ def main() -> None:
             "bridge": {"type": "str", "required": True},
             "address": {"type": "str", "required": True},
             "group": {"type": "str", "default": "failavoid"},
-            "merge_memory": {"type": "bool", "default": False},
             "containers": {
                 "type": "list",
                 "elements": "dict",
@@ -199,7 +192,6 @@ def main() -> None:
             prefix=interface.network.prefixlen,
             containers=[containers.Container(**item) for item in params["containers"]],
             group=params["group"],
-            merge_memory=params["merge_memory"],
         )
         for container in testbed.containers:
             check_name("host", container.name)

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
-from . import cgroups, merging
+from . import cgroups
 
 PROC_FILES = ("loadavg", "meminfo", "stat", "swaps")  # not uptime: start times of processes count from the machine's
 
@@ -60,7 +60,6 @@ class Testbed:
     prefix: int
     containers: List[Container] = field(default_factory=list)
     group: str = "failavoid"  # the control group, or slice, that all of it runs in
-    merge_memory: bool = False  # keep pages that guests have in common once
 
     @property
     def groups(self) -> cgroups.Groups:
@@ -70,11 +69,6 @@ class Testbed:
     def folder(self, name: str) -> Path:
         """Return where a container's files are."""
         return self.base / "hosts" / name
-
-    @property
-    def merging(self) -> Path:
-        """Where it is kept what the machine did about equal pages before."""
-        return self.base / "merging.json"
 
 
 def run(*words: str, check: bool = True) -> str:
@@ -132,8 +126,6 @@ def prepare(testbed: Testbed) -> List[str]:
     if not lxcfs_works(testbed):
         _start_lxcfs(testbed)
         made.append("lxcfs")
-    if (merging.begin if testbed.merge_memory else merging.end)(testbed.merging):
-        made.append("merging of equal pages" if testbed.merge_memory else "no merging of equal pages")
     return made
 
 
@@ -372,14 +364,19 @@ def undeclared(testbed: Testbed) -> List[str]:
 
 
 def stop(testbed: Testbed, name: str) -> bool:
-    """End a container at once and remove its files, whatever is left of it. Return whether there was anything."""
+    """End a container at once and remove its files, whatever is left of it. Return whether there was anything.
+
+    Raises ContainerError or CgroupError when it does not end; its files stay then, so that the next try finds it.
+    """
     folder = testbed.folder(name)
     there = folder.exists() or name in testbed.groups.groups()
     for pid in _nspawns(folder):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     testbed.groups.remove(name)
-    wait_for(lambda: not _nspawns(folder), 10)
+    if not wait_for(lambda: not _nspawns(folder), 10):
+        alive = ", ".join(map(str, _nspawns(folder)))
+        raise ContainerError(f"host {name} does not end (process {alive}, killed 10 s ago); look at it with ps")
     if cable(name) == testbed.bridge:
         run("ip", "link", "delete", f"vb-{name}", check=False)
     unmount(folder)
@@ -427,11 +424,20 @@ def unmount(folder: Path) -> None:
 
 
 def clean(testbed: Testbed) -> List[str]:
-    """Remove everything of the testbed, whatever is left of it. Return what there was."""
+    """Remove everything of the testbed, whatever is left of it. Return what there was.
+
+    A host that does not end keeps no other from being removed. Raises ContainerError that names all such hosts.
+    """
     gone = []
+    troubles = []
     for name in undeclared(replace(testbed, containers=[])):
-        if stop(testbed, name):
-            gone.append(f"host {name}")
+        try:
+            if stop(testbed, name):
+                gone.append(f"host {name}")
+        except (ContainerError, cgroups.CgroupError, OSError) as error:
+            troubles.append(str(error))
+    if troubles:
+        raise ContainerError(f"not all of the testbed could be removed; try again. {'; '.join(troubles)}")
     for pid in _ssh_masters(testbed.base):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
@@ -446,8 +452,6 @@ def clean(testbed: Testbed) -> List[str]:
             run("ip", "link", "delete", port.name, check=False)
         run("ip", "link", "delete", testbed.bridge)
         gone.append(f"bridge {testbed.bridge}")
-    if merging.end(testbed.merging):
-        gone.append("merging of equal pages")
     if testbed.base.exists():
         shutil.rmtree(testbed.base)
         gone.append(str(testbed.base))
