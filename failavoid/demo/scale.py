@@ -46,7 +46,7 @@ SCALES = {
             hosts_idle=1,
             guests_per_host=2,
             guest_memory_mb=860,
-            growth=Growth(start_mb=70, rate_mb_s=5, limit_mb=240, hold_s=3),
+            growth=Growth(start_mb=70, rate_mb_s=4.75, limit_mb=240, hold_s=3),
             hog_growth=Growth(start_mb=70, rate_mb_s=80, limit_mb=600, hold_s=5),
         ),
         Scale(
@@ -56,7 +56,7 @@ SCALES = {
             hosts_idle=2,
             guests_per_host=2,
             guest_memory_mb=860,
-            growth=Growth(start_mb=70, rate_mb_s=5, limit_mb=240, hold_s=3),
+            growth=Growth(start_mb=70, rate_mb_s=4.75, limit_mb=240, hold_s=3),
             hog_growth=Growth(start_mb=70, rate_mb_s=80, limit_mb=600, hold_s=5),
         ),
         Scale(
