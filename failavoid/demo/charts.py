@@ -298,6 +298,21 @@ def _step(step: Step, plot: Plot, zero: float, top: float, narrow: bool) -> list
     return parts
 
 
+def _two_labels(one: tuple[str, str, float], other: tuple[str, str, float], width: int) -> list[str]:
+    """Write two labels (class, words, place) over their lines; away from each other where there is no room for that."""
+    left, right = sorted((one, other), key=lambda label: label[2])
+    sizes = [CHARACTER * len(words) for _, words, _ in (left, right)]
+    starts = [left[2] - sizes[0] / 2, right[2] - sizes[1] / 2]
+    if starts[0] + sizes[0] + 8 > starts[1]:
+        starts = [left[2] - 3 - sizes[0], right[2] + 3]
+    starts[1] = min(starts[1], width - sizes[1])
+    starts[0] = max(0.0, min(starts[0], starts[1] - 8 - sizes[0]))
+    return [
+        f'<text class="{kind}" x="{x:.1f}" y="13">{words}</text>'
+        for (kind, words, _), x in zip((left, right), starts, strict=True)
+    ]
+
+
 def peers_chart(run: Run, alarm: Alarm, width: int) -> str:
     """The job's hosts on one axis at the alarm: the failing one, its peers, their centre, the threshold."""
     used = hosts_of(run)
@@ -319,8 +334,7 @@ def peers_chart(run: Run, alarm: Alarm, width: int) -> str:
         f'<line class="grid" x1="{plot.left}" x2="{plot.right}" y1="{plot.bottom}" y2="{plot.bottom}"/>',
         f'<line class="limit" x1="{danger:.1f}" x2="{danger:.1f}" y1="18" y2="{plot.bottom}"/>',
         f'<line class="event" x1="{plot.x(centre):.1f}" x2="{plot.x(centre):.1f}" y1="18" y2="{plot.bottom}"/>',
-        f'<text class="limit-text mid" x="{danger:.1f}" y="13">danger</text>',
-        f'<text class="axis mid" x="{plot.x(centre):.1f}" y="13">centre of the peers</text>',
+        *_two_labels(("axis", "centre of the peers", plot.x(centre)), ("limit-text", "danger", danger), width),
     ]
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         end = "start" if share == 0 else "end" if share == 1 else "mid"

@@ -357,6 +357,21 @@ def test_the_failing_host_stands_among_its_peers_where_the_rule_saw_it(record):
     assert chart.xpath(".//circle[@class='dot failing']/title/text()") == ["host02: 68.2%"]
 
 
+@pytest.mark.parametrize("centre", [0.1, 0.5, 0.7, 0.75, 0.8, 0.97])
+def test_the_labels_over_the_peers_do_not_cover_each_other(record, centre):
+    record.runs["protected"].alarms[0].evidence.centre = centre
+    chart = page_of(record).xpath("//svg[contains(@aria-label, 'among its peers')]")[0]
+    spans = []
+    for label in chart.xpath(".//text[@y='13']"):
+        left = float(label.get("x"))
+        spans.append((left, left + 6.5 * len(label.text)))
+    spans.sort()
+    assert len(spans) == 2
+    assert spans[0][0] >= 0
+    assert spans[0][1] < spans[1][0]
+    assert spans[1][1] <= float(chart.get("viewbox").split()[2])
+
+
 def test_one_guest_taken_is_not_told_as_several(record):
     record.runs["control"].guests_lost = ["g0003"]
     assert "OOM killer took a guest on host02" in card(page_of(record), "control")
