@@ -68,7 +68,11 @@ class Neighbours:
 
             def do_GET(self):
                 neighbours.tokens.add(self.headers["Authorization"].removeprefix("Bearer "))
-                query = {key: float(values[0]) for key, values in parse_qs(urlsplit(self.path).query).items()}
+                where = urlsplit(self.path)
+                if where.path != "/membership":
+                    self.answer(503, {"error": "this controller knows of no evacuations"})
+                    return
+                query = {key: float(values[0]) for key, values in parse_qs(where.query).items()}
                 self.answer(200, asdict(neighbours.wait(query["after"], query["timeout"])))
 
             def do_POST(self):
@@ -77,7 +81,12 @@ class Neighbours:
                     neighbours.alarms.append(from_dict(Alarm, body))
                 self.answer(neighbours.status, {})
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, request, client_address):
+                if not isinstance(sys.exc_info()[1], ConnectionError):  # a monitor that ends waits for no answer
+                    super().handle_error(request, client_address)
+
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
