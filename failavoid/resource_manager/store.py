@@ -130,13 +130,13 @@ class Store:
             }
 
     def events(self, after: int) -> Events:
-        """The audit log after a number: the oldest thousand of them."""
+        """The audit log after a number: the oldest thousand of them, and the number to ask after next."""
         with self._lock:
             rows = self._database.execute(
                 "SELECT number, time, who, what, detail FROM events WHERE number > ? ORDER BY number LIMIT ?",
                 (after, _EVENTS_AT_ONCE),
             ).fetchall()
-            last = self._last_event()
+            last = rows[-1][0] if rows else self._last_event()
         return Events(
             [Event(number, at, who, what, json.loads(detail)) for number, at, who, what, detail in rows], last
         )

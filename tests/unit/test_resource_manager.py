@@ -342,6 +342,19 @@ def test_a_poll_with_a_number_of_another_life_is_answered_at_once(site):
     assert site.api.get("/membership?after=99999&timeout=60", headers=USER).json()["version"] == version
 
 
+def test_an_audit_log_longer_than_one_answer_is_read_to_its_end(site):
+    with site.store.change() as state:
+        for number in range(1500):
+            state.note("ada", "noted", number=number)
+    read, after = [], 0
+    while (said := site.api.get(f"/events?after={after}", headers=OPERATOR).json())["events"]:
+        read += [event["number"] for event in said["events"]]
+        after = said["last"]
+    assert len(read) >= 1500
+    assert read == sorted(set(read))
+    assert after == read[-1]
+
+
 def test_the_picture_is_made_once_for_each_version_and_not_by_the_event_loop(site, monkeypatch):
     made, picture = [], site.store.picture
 
