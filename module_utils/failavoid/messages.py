@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -771,7 +772,10 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
         return {key: _decode(item, value, f"{where}.{key}") for key, value in data.items()}
     if kind is Any:
         return data
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+    if kind is float and type(data) in (int, float):
+        # JSON as Python reads it has NaN and Infinity, which no comparison and no answer can be made with
+        if not -sys.float_info.max <= data <= sys.float_info.max:
+            raise ValueError(f"{where}: a finite number is needed")
         return float(data)
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
         raise ValueError(f"{where}: {kind.__name__} is needed, not {data!r}")

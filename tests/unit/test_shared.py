@@ -95,6 +95,12 @@ def test_a_document_of_the_wrong_form_is_refused_with_the_field_at_fault(change,
         messages.from_dict(messages.Evacuation, {**messages.to_dict(evacuation()), **change})
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**400])
+def test_a_number_that_is_not_finite_is_refused_where_it_comes_in(number):
+    with pytest.raises(ValueError, match=r"JobAlive\.timeout: a finite number is needed"):
+        messages.from_dict(messages.JobAlive, {"state": "running", "timeout": number})
+
+
 def test_text_that_nothing_can_write_is_refused_where_it_comes_in():
     with pytest.raises(ValueError, match=r"Reason\.reason: '\\ud800' is no Unicode text"):
         messages.from_dict(messages.Reason, {"reason": "\ud800"})
