@@ -17,6 +17,7 @@ from __future__ import annotations
 import hmac
 import json
 import os
+import sys
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -70,9 +71,9 @@ class Received:
         try:
             data = _DECODER.decode(self.body.decode())
             metrics, cores = data["metrics"], data.get("cores", [])
-            if not all(type(value) in _NUMBERS for value in metrics.values()):
+            if not all(map(_is_number, metrics.values())):
                 raise ValueError("a metric is not a number")
-            if not all(type(value) in _NUMBERS for value in cores):
+            if not all(map(_is_number, cores)):
                 raise ValueError("a core's share is not a number")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RefusedError(f"its content is malformed: {error}", self.subject) from error
@@ -157,7 +158,9 @@ class Decoder:
             raise RefusedError(f"no valid sender: {error}") from error
 
 
-_NUMBERS = (int, float)
+def _is_number(value: Any) -> bool:
+    """Tell whether a float can hold it: JSON can write 1e999, and whole numbers of any length."""
+    return type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _not_a_number(word: str) -> Any:

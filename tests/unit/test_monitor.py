@@ -211,6 +211,21 @@ def test_what_agents_send_is_served(monitor, api):
     assert api.get(f"/history?since={time.time() + 1}").json() == []
 
 
+def test_a_sample_that_cannot_be_taken_keeps_no_other_from_being_heard(monitor, api, monkeypatch, caplog):
+    take = monitor.store.take
+
+    def trip(sample, *more):
+        if sample.node == "host01":
+            raise OverflowError("a defect")
+        take(sample, *more)
+
+    monkeypatch.setattr(monitor.store, "take", trip)
+    with Agents(monitor.settings.port, HOSTS[:2]):
+        eventually(lambda: "OverflowError" in caplog.text)
+        since = time.time()
+        eventually(lambda: api.get(f"/history?since={since}").json())
+
+
 def test_the_api_wants_a_token(monitor):
     stranger = TestClient(build_app(monitor, SECRET))
     for path in ("/samples", "/history", "/alarms", "/rule-events"):

@@ -119,6 +119,16 @@ def test_content_that_is_no_numbers_is_refused(decoder, metrics):
         received.content()
 
 
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"1" + b"0" * 400])
+@pytest.mark.parametrize("where", ["metrics", "cores"])
+def test_a_number_that_no_float_can_hold_is_refused(decoder, number, where):
+    received = decoder.decode(encoder().encode(NOW, METRICS, []), NOW)
+    metrics, cores = (number, b"0.5") if where == "metrics" else (b"0.5", number)
+    received.body = b'{"metrics":{"cpu":%s},"cores":[%s]}' % (metrics, cores)
+    with pytest.raises(RefusedError, match="malformed"):
+        received.content()
+
+
 def test_a_later_agents_further_content_does_no_harm(decoder):
     received = decoder.decode(encoder().encode(NOW, METRICS, []), NOW)
     received.body = received.body[:-1] + b',"new":{"a":1}}'

@@ -199,7 +199,10 @@ def test_an_ldms_file_may_come_late_be_written_in_pieces_hold_rubbish_and_be_beg
         eventually(store.last)
         assert store.last() == [Sample("h1", "host", 3.0, metrics(400.0))]
         aside = tmp_path / "next"
-        append(aside, LDMS, [4.0, "h2", 1000, 300, 7])
+        append(aside, LDMS)
+        with aside.open("ab") as file:
+            file.write(b'3.5,h2\xff\xfe,1000,300,7\n3.6,"h2,' + b"x" * 200_000 + b"\n")  # torn; too long for CSV
+        append(aside, [4.0, "h2", 1000, 300, 7])
         aside.replace(path)
         eventually(lambda: len(store.last()) == 2)
     assert store.last()[1] == Sample("h2", "host", 4.0, metrics(300.0))

@@ -86,6 +86,8 @@ class Receiver:
                 self._store.take(sample, now, received.body, received.lost)
             except RefusedError as error:
                 self._refuse(error)
+            except Exception:  # whatever one datagram does: the others' samples must go on arriving
+                log.exception("a sample of %d bytes is left out", len(datagram))
             if time.monotonic() - cleaned > WINDOW_S * 2:
                 cleaned = time.monotonic()
                 for kind, name in self._store.drop_silent(now):

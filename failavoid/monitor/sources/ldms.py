@@ -55,7 +55,7 @@ class LdmsSource:
         first = True
         while not self._stopped.is_set():
             try:
-                with self._path.open(newline="") as file:
+                with self._path.open(newline="", errors="replace") as file:
                     self._follow(file, from_end=first)
             except OSError as error:
                 self._say(f"{self._path}: {error.strerror}; waiting for it")
@@ -82,7 +82,11 @@ class LdmsSource:
                 self._stopped.wait(LOOK_S)
 
     def _take(self, line: str) -> None:
-        row = next(csv.reader([line]), [])
+        try:
+            row = next(csv.reader([line]), [])
+        except csv.Error as error:
+            self._say(f"{self._path}: a row is left out that is no CSV ({error}); said once")
+            return
         if row and row[0].lstrip("#").strip() == "Time":
             self._places = {name.lstrip("#").strip().rpartition(":")[2]: place for place, name in enumerate(row)}
             missing = [name for name in ("ProducerName", "MemTotal", "MemAvailable") if name not in self._places]
