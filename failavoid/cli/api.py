@@ -49,11 +49,15 @@ def _call(service: str, method: str, path: str, body: Any, timeout: float) -> An
             raise CliError(
                 f"the {spoken} does not answer at {url} ({error.detail}): is it running?", NO_SERVICE
             ) from error
-        raise CliError(error.detail, _exit_status(error.status)) from error
+        raise CliError(error.detail, _exit_status(error.status), error.status) from error
 
 
 def _exit_status(status: int) -> int:
-    """What an HTTP status means to who waits: a service that is being stopped answers 500 to requests it cuts off."""
+    """What an HTTP status means to who waits.
+
+    A service that is being stopped answers 500 to requests it cuts off; a proxy before one that is away answers 503 or
+    504. (502, which others answer, is the resource manager's own word for a host that could not be asked.)
+    """
     if status in (401, 403):
         return NO_TOKEN
-    return NO_SERVICE if status in (500, 503) else REFUSED
+    return NO_SERVICE if status in (500, 503, 504) else REFUSED

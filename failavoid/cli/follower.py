@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from failavoid.cli.api import call, name
-from failavoid.cli.settings import REFUSED, CliError
+from failavoid.cli.settings import CliError
 from failavoid.shared.messages import Job, from_dict
 
 POLL_S = 15.0  # the resource manager may answer sooner; it hears of the job as long as it is asked
@@ -50,7 +50,7 @@ class Follower:
                 body = {"state": self.job.state, "timeout": POLL_S}
                 job = from_dict(Job, call("resource_manager", "POST", path, body, timeout=POLL_S + 10))
             except CliError as error:
-                if error.status == REFUSED:  # it is not known there any more
+                if error.answer == 404:  # it is not known there any more; anything else may pass
                     return
                 self._stopped.wait(RETRY_S)
                 continue

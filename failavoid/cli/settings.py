@@ -21,11 +21,15 @@ NOT_TRUSTED = 6  # who answers has no certificate of the site's for that address
 
 
 class CliError(Exception):
-    """A refusal for the person at the terminal: one sentence, and the exit status."""
+    """A refusal for the person at the terminal: one sentence, and the exit status.
 
-    def __init__(self, message: str, status: int = FAILED) -> None:
+    ``answer`` is the HTTP status a service answered with, 0 if it was none's.
+    """
+
+    def __init__(self, message: str, status: int = FAILED, answer: int = 0) -> None:
         super().__init__(message)
         self.status = status
+        self.answer = answer
 
 
 @dataclass

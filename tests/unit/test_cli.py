@@ -101,7 +101,7 @@ def failavoid(environment, *words):
 # -- looking and acting ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [0, 500, 503])
+@pytest.mark.parametrize("status", [0, 401, 500, 502, 503, 504])
 def test_a_service_that_is_being_restarted_does_not_keep_a_jobs_client_from_hearing_of_its_end(monkeypatch, status):
     job = Job("job-1", JobRequest("ada", 1000, 1000, "key", hosts=1), "running", created=0.0)
     ended = to_dict(dataclasses.replace(job, state="failed", ended=1.0))
