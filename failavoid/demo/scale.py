@@ -66,9 +66,9 @@ SCALES = {
             hosts_idle=2,
             guests_per_host=8,
             guest_memory_mb=288,
-            growth=Growth(start_mb=4, rate_mb_s=0.125, limit_mb=10, hold_s=95),
+            growth=Growth(start_mb=4, rate_mb_s=0.125, limit_mb=10, hold_s=105),
             hog_growth=Growth(start_mb=4, rate_mb_s=5, limit_mb=38, hold_s=10),
-            hog_seconds=150.0,
+            hog_seconds=180.0,
         ),
     )
 }
