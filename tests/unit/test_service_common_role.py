@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from failavoid.shared.tokens import Identity, verify
+
 PROJECT = Path(__file__).parents[2]
 SCRIPT = PROJECT / "roles/service_common/files/install.sh"
 SECRET = "s" * 64
@@ -84,3 +86,25 @@ def test_a_version_stays_while_something_runs_from_it(head):
         running.communicate(b"\n")
     head.install("cccc")
     assert head.installed() == {"cccc"}
+
+
+def test_users_have_a_token_by_their_list_and_the_administrator_has_one_always(head):
+    said = head.install("aaaa", "ada", "bob", readers="bob watch")
+    assert {line for line in said if "token" in line} == {
+        f"changed: token of {who}" for who in ["admin", "ada", "bob", "watch"]
+    }
+    found = {path.name: verify(SECRET.encode(), path.read_text().strip()) for path in head.tokens.iterdir()}
+    assert found == {
+        "root": Identity("operator", "admin"),
+        "ada": Identity("user", "ada"),
+        "bob": Identity("user", "bob"),
+        "watch": Identity("reader", "watch"),
+    }
+    assert head.install("aaaa", "ada", "bob", readers="bob watch") == []
+
+
+def test_who_is_taken_out_of_the_lists_has_no_token_any_more(head):
+    head.install("aaaa", "ada", "bob", readers="watch")
+    assert head.install("aaaa", "bob") == ["changed: token of ada removed", "changed: token of watch removed"]
+    assert {path.name for path in head.tokens.iterdir()} == {"bob", "root"}
+    assert head.install("aaaa", "bob") == []

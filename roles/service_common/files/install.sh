@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install the bundle as /opt/failavoid/venv-DIGEST, point /opt/failavoid/venv at it, make the site's secret and the
-# job users' tokens where they are missing. Says "changed" if it changed anything that is in use; may be run again at
+# users' tokens where they are missing, and take the tokens of other users away. Says "changed" if it changed anything that is in use; may be run again at
 # any time.
 #   install.sh DIGEST PYTHON_VERSION [JOB_USER ...]
 set -eu
@@ -75,4 +75,10 @@ for user in "$@"; do token user "$user" "/etc/failavoid/tokens/$user" "$user"; d
 for user in ${FAILAVOID_READERS:-}; do
   case " $* " in *" $user "*) continue ;; esac # a job user reads anyway
   token reader "$user" "/etc/failavoid/tokens/$user" "$user"
+done
+for file in /etc/failavoid/tokens/*; do
+  user=${file##*/}
+  case " root $* ${FAILAVOID_READERS:-} " in *" $user "*) continue ;; esac
+  rm -f "$file"
+  changed "token of $user removed"
 done
