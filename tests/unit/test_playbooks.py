@@ -142,10 +142,13 @@ def test_an_inventory_to_copy_is_wrong_in_nothing_but_that_its_hosts_are_not_the
 
 
 def test_all_that_is_wrong_is_said_at_once_and_nothing_is_changed(inventory):
-    done = play("validate.yml", inventory)
+    users = {"service_common_job_users": ["john.doe"], "service_common_readers": ["site.watch"]}
+    done = play("validate.yml", inventory, **users)
     assert done.returncode != 0
     assert_nothing_was_changed(done)
     for words in (
+        "service_common_job_users: user name 'john.doe' is not allowed",
+        "service_common_readers: user name 'site.watch' is not allowed",
         "The group 'monitor' must hold the head",
         "resource_manager_guest_network is not set",
         "call themselves",
