@@ -64,6 +64,16 @@ options:
         description: Whether versions of libvirt and QEMU may differ, because hosts are being upgraded.
         type: bool
         default: false
+      job_users:
+        description: Users who may run jobs.
+        type: list
+        elements: str
+        default: []
+      readers:
+        description: Users who may look and change nothing.
+        type: list
+        elements: str
+        default: []
   hosts:
     description: The inventory's hosts.
     type: list
@@ -185,6 +195,8 @@ SITE = {
     "compatible": {"type": "dict", "default": {}},
     "python_version": {"type": "str", "default": ""},
     "mixed_versions": {"type": "bool", "default": False},
+    "job_users": {"type": "list", "elements": "str", "default": []},
+    "readers": {"type": "list", "elements": "str", "default": []},
 }
 HOST = {
     "name": {"type": "str", "required": True},

@@ -36,12 +36,18 @@ options:
     description:
       - With V(published) the image is there and current.
       - With V(pruned) images and roots that nothing uses are removed. The current image, those in O(keep), and those
-        that an overlay or a guest on this host uses stay.
+        that an overlay or a guest on this host uses stay. With O(not_asked) all stay, and a warning names
+        who was not asked.
     type: str
     choices: [published, pruned]
     default: published
   keep:
     description: Digests of images to keep, with O(state=pruned).
+    type: list
+    elements: str
+    default: []
+  not_asked:
+    description: Hosts of which it is not known what they and their guests use, with O(state=pruned).
     type: list
     elements: str
     default: []
@@ -173,13 +179,26 @@ def main() -> None:
             "package_cache": {"type": "path", "default": "/var/cache/failavoid"},
             "state": {"type": "str", "choices": ["published", "pruned"], "default": "published"},
             "keep": {"type": "list", "elements": "str", "default": []},
+            "not_asked": {"type": "list", "elements": "str", "default": []},
         },
         required_if=[("state", "published", ["declaration"])],
         supports_check_mode=True,
     )
     store = Store(module.params["store"])
     try:
-        if module.params["state"] == "pruned":
+        if module.params["state"] == "pruned" and module.params["not_asked"]:
+            module.warn(
+                f"No image was removed: {', '.join(module.params['not_asked'])} could not be asked which images are in "
+                "use there (left out by --limit, or not reachable). Prune when all hosts answer; take hosts that are "
+                "gone out of the inventory."
+            )
+            result = {
+                "changed": False,
+                "digest": store.current() or "",
+                "removed": [],
+                "diff": {"before": "", "after": ""},
+            }
+        elif module.params["state"] == "pruned":
             result = prune(store, module.params["keep"], module.check_mode)
         else:
             result = publish(store, module.params, module.check_mode)

@@ -25,6 +25,7 @@ LEAST_MEMORY_MIB = 1024
 IMAGE_MIB = 2048  # building a root, and the packages
 CLOCK_S = 2.0  # by how much clocks may differ
 WITHOUT_HANDLES = ("overlay", "tmpfs", "ramfs", "aufs")  # what an NFS server can't export, or what forgets
+_READER = re.compile(r"[A-Za-z0-9_-]+")  # a word of a token, whose words are parted by dots
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")  # of one card: with an odd first octet it is a group's
 
 
@@ -61,6 +62,8 @@ class Site:
     compatible: Dict[str, List[str]] = field(default_factory=dict)
     python_version: str = ""  # that the services are packed for, as 3.11
     mixed_versions: bool = False  # while hosts are being upgraded
+    job_users: List[str] = field(default_factory=list)
+    readers: List[str] = field(default_factory=list)
 
 
 def problems(site: Site, hosts: List[Host], now: float) -> List[str]:
@@ -68,7 +71,7 @@ def problems(site: Site, hosts: List[Host], now: float) -> List[str]:
     by_name = {host.name: host for host in hosts}
     heads = [by_name[name] for name in site.groups.get("head", []) if name in by_name]
     workers = [by_name[name] for name in site.groups.get("hypervisor", []) if name in by_name]
-    found = [*_groups(site), *_names(hosts), *_silent(hosts), *_addresses([*heads, *workers])]
+    found = [*_groups(site), *_users(site), *_names(hosts), *_silent(hosts), *_addresses([*heads, *workers])]
     found += [*_networks(site, heads, workers), *_netboot(site, heads, workers)]
     for host in hosts:
         found += _of_any(host, now)
@@ -99,6 +102,30 @@ def _groups(site: Site) -> Iterator[str]:
             f"The inventory has no spare: 'hypervisor' lists {len(workers)} host(s) and {site.spares} must stay free "
             "to take over for a failing one. Add a host, or lower failavoid_spares."
         )
+
+
+def _users(site: Site) -> Iterator[str]:
+    """Users whose names no token, or no job, can carry."""
+    for user in site.job_users:
+        try:
+            names.check_name("user", user)
+        except names.InvalidNameError as error:
+            yield (
+                f"service_common_job_users: {error}. Give them an account of such a name ('usermod --login' renames "
+                "one), or take them out of the list."
+            )
+    for user in site.readers:
+        if user not in site.job_users and not _READER.fullmatch(user):
+            yield (
+                f"service_common_readers: user name {user!r} is not allowed: use the characters a-z, A-Z, 0-9, '-' and "
+                "'_'. Give them an account of such a name, or take them out of the list."
+            )
+    for variable, users in (("service_common_job_users", site.job_users), ("service_common_readers", site.readers)):
+        if "root" in users:
+            yield (
+                f"{variable} lists root, whose token is the administrator's and who runs no jobs: take root out of the "
+                "list."
+            )
 
 
 def _names(hosts: List[Host]) -> Iterator[str]:

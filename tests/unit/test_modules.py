@@ -270,6 +270,16 @@ def test_failavoid_sysimage_prunes_once_and_touches_nothing_in_check_mode(tmp_pa
     assert prune(check=True)["changed"] is False
 
 
+@pytest.mark.parametrize("check", [True, False])
+def test_failavoid_sysimage_removes_nothing_while_a_host_was_not_asked(tmp_path, check):
+    (tmp_path / "images" / ("b" * 16)).mkdir(parents=True)
+    given = {"state": "pruned", "store": str(tmp_path), "not_asked": ["host07"]}
+    ended = run(load("failavoid_sysimage"), check=check, **given)
+    assert (ended.failed, ended.result["changed"], ended.result["removed"]) == (False, False, [])
+    assert (tmp_path / "images" / ("b" * 16)).is_dir()
+    assert_returns_what_it_documents("failavoid_sysimage", ended)
+
+
 def test_failavoid_numa_info_returns_what_it_documents_and_finds_the_same_again(tmp_path):
     module, path = load("failavoid_numa_info"), str(tmp_path / "host.json")
     results = [run(module, check=check, domain_type="qemu", path=path) for check in (True, False, False)]

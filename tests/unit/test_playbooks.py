@@ -142,10 +142,13 @@ def test_an_inventory_to_copy_is_wrong_in_nothing_but_that_its_hosts_are_not_the
 
 
 def test_all_that_is_wrong_is_said_at_once_and_nothing_is_changed(inventory):
-    done = play("validate.yml", inventory)
+    users = {"service_common_job_users": ["john.doe"], "service_common_readers": ["site.watch"]}
+    done = play("validate.yml", inventory, **users)
     assert done.returncode != 0
     assert_nothing_was_changed(done)
     for words in (
+        "service_common_job_users: user name 'john.doe' is not allowed",
+        "service_common_readers: user name 'site.watch' is not allowed",
         "The group 'monitor' must hold the head",
         "resource_manager_guest_network is not set",
         "call themselves",
@@ -177,3 +180,59 @@ def test_who_wants_to_remove_guests_does_not_remove_the_site(inventory):
     assert done.returncode != 0
     assert "playbooks/remove-guests.yml" in done.stdout
     assert_nothing_was_changed(done)
+
+
+USED, UNUSED = "a" * 16, "b" * 16
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store with an image that is current and one that nobody uses."""
+    for digest in (USED, UNUSED):
+        (tmp_path / "store/roots" / digest).mkdir(parents=True)
+        (tmp_path / "store/images" / digest).mkdir(parents=True)
+        (tmp_path / "store/images" / digest / "root").symlink_to(f"../../roots/{digest}")
+    (tmp_path / "store/current").symlink_to(f"images/{USED}")
+    return tmp_path / "store"
+
+
+def prune(tmp_path, store, *words, **of_host02):
+    """Do what sysimage.yml does when it has published; returns all that Ansible says."""
+    here = {"ansible_connection": "local"}
+    hosts = {"host01": here, "host02": {**here, **of_host02}}
+    head = {"head01": {**here, "sysimage_prune": True}}  # the head's alone, as in group_vars/head
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"head": {"hosts": head}, "hypervisor": {"hosts": hosts}}))
+    begin = ["--start-at-task", "Look at the host's own image and at its guests'"]
+    done = play("sysimage.yml", tmp_path / "hosts.yml", *begin, *words, sysimage_store=str(store))
+    assert "failed=0" in done.stdout, done.stdout
+    return " ".join((done.stdout + done.stderr).split())
+
+
+def test_images_that_nobody_uses_are_removed_when_all_hosts_were_asked(tmp_path, store):
+    said = prune(tmp_path, store)
+    assert "No image was removed" not in said
+    assert [path.name for path in (store / "images").iterdir()] == [USED]
+
+
+NOT_THERE = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+
+
+@pytest.mark.parametrize(
+    ("words", "of_host02", "named"),
+    [
+        (["--limit", "head01"], {}, "host01, host02"),
+        (["--limit", "head01,host01"], {}, "host02"),
+        ([], NOT_THERE, "host02"),
+        ([], {"ansible_become_exe": "/nonexistent", "ansible_become_user": "daemon"}, "host02"),
+    ],
+    ids=["all left out", "one left out", "not reachable", "does not let us look"],
+)
+def test_no_image_is_removed_while_a_host_could_not_be_asked(tmp_path, store, words, of_host02, named):
+    said = prune(tmp_path, store, *words, **of_host02)
+    assert f"No image was removed: {named} could not be asked" in said
+    assert {path.name for path in (store / "images").iterdir()} == {USED, UNUSED}
+
+
+def test_it_is_asked_what_is_in_use_after_all_else_and_right_before_images_are_removed():
+    plays = [play["name"] for play in yaml.safe_load((PROJECT / "playbooks/sysimage.yml").read_text())]
+    assert plays[-2:] == ["Find out which images are in use", "Remove the images that nothing uses"]

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from failavoid.shared import deployer
+from failavoid.shared.names import InvalidNameError, check_name
 from failavoid.shared.site_check import Host, Site, problems
 from failavoid.shared.survey import Survey, look, offers
+from failavoid.shared.tokens import mint
 
 NOW = 1_000_000.0
 HEAD = ["head01"]
@@ -127,6 +129,33 @@ def test_what_is_wrong_with_a_host_is_named_with_the_way_out(changes, named):
     (problem,) = told(**changes)
     for words in named:
         assert words in problem
+
+
+@pytest.mark.parametrize("user", ["john.doe", "john_doe", "JDoe", "", "u" * 64, "{{ user }}"])
+def test_users_whose_jobs_would_be_refused_are_named_with_the_rule_and_the_way_out(user):
+    with pytest.raises(InvalidNameError):  # so says the resource manager
+        check_name("user", user)
+    (problem,) = told({"job_users": ["ada", user]})
+    for words in ("service_common_job_users", repr(user), "a-z, 0-9 and '-'", "usermod --login", "out of the list"):
+        assert words in problem
+
+
+@pytest.mark.parametrize("user", ["site.watch", "site watch", "../watch", ""])
+def test_readers_whose_names_no_token_can_carry_are_named_with_the_rule_and_the_way_out(user):
+    (problem,) = told({"readers": ["ada", user]})
+    for words in ("service_common_readers", repr(user), "a-z, A-Z, 0-9, '-' and '_'", "out of the list"):
+        assert words in problem
+
+
+def test_readers_may_have_names_that_jobs_can_not():
+    assert told({"job_users": ["ada-2"], "readers": ["ada-2", "Site_Watch"]}) == []
+    assert mint(b"s" * 32, "reader", "Site_Watch")
+
+
+@pytest.mark.parametrize("variable", ["job_users", "readers"])
+def test_root_is_the_administrator_and_no_user(variable):
+    (problem,) = told({variable: ["root"]})
+    assert f"service_common_{variable} lists root" in problem
 
 
 SERVED = {"groups": {**site().groups, "netboot_server": HEAD}}

@@ -107,3 +107,11 @@ def test_a_backup_while_services_run_can_be_restored(head):
     stopped, started = (line.split() for line in (root / "systemctl").read_text().splitlines())
     assert (stopped[0], set(stopped[1:])) == ("stop", units)
     assert (started[0], set(started[1:])) == ("start", units)
+
+
+def test_all_pages_say_the_same_of_how_often_certificates_are_looked_at():
+    often = [
+        re.findall(r"run it once a (\w+)", (PROJECT / "docs" / page).read_text())
+        for page in ("site-guide.md", "architecture.md")
+    ]
+    assert often == [["month"], ["month"]]

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Install the bundle as /opt/failavoid/venv-DIGEST, point /opt/failavoid/venv at it, make the site's secret and the
-# job users' tokens where they are missing. Says "changed" if it changed anything; may be run again at any time.
+# users' tokens where they are missing, and take the tokens of other users away. Says "changed" if it changed anything that is in use; may be run again at
+# any time.
 #   install.sh DIGEST PYTHON_VERSION [JOB_USER ...]
 set -eu
 umask 027
@@ -36,12 +37,18 @@ if [ ! -e "$new/.complete" ]; then
   umask 027
   changed installed "$digest"
 fi
-if [ "$(readlink /opt/failavoid/venv || true)" != "$new" ]; then
+previous=$(readlink /opt/failavoid/venv || true)
+if [ "$previous" != "$new" ]; then
   ln -sfn "$new" /opt/failavoid/venv.new && mv -T /opt/failavoid/venv.new /opt/failavoid/venv
   ln -sf /opt/failavoid/venv/bin/failavoid /usr/local/bin/failavoid
-  for old in /opt/failavoid/venv-*; do [ "$old" = "$new" ] || rm -rf "$old"; done
   changed switched
 fi
+# The services run from the version they were started from until the site's last play restarts them, and so does a
+# playbook that moves guests: such a version stays, for a later run to remove.
+for old in /opt/failavoid/venv-*; do
+  case $old in "$new" | "$previous") continue ;; esac
+  grep -qsae "${old}[/]" /proc/[0-9]*/cmdline || rm -rf "$old" # in brackets, or grep would find its own words
+done
 
 secret=/etc/failavoid/secret
 if [ ! -s "$secret" ]; then
@@ -68,4 +75,10 @@ for user in "$@"; do token user "$user" "/etc/failavoid/tokens/$user" "$user"; d
 for user in ${FAILAVOID_READERS:-}; do
   case " $* " in *" $user "*) continue ;; esac # a job user reads anyway
   token reader "$user" "/etc/failavoid/tokens/$user" "$user"
+done
+for file in /etc/failavoid/tokens/*; do
+  user=${file##*/}
+  case " root $* ${FAILAVOID_READERS:-} " in *" $user "*) continue ;; esac
+  rm -f "$file"
+  changed "token of $user removed"
 done
