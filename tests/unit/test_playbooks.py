@@ -125,6 +125,55 @@ def test_services_that_a_site_has_on_other_ports_are_found_there_by_all_who_ask_
             assert url.endswith(f":{PORTS[f'{service}_port']}"), service
 
 
+HOW_HOSTS_ARE_REACHED = """
+- hosts: head01
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_vars: "{{ role }}/defaults/main.yml"
+    - ansible.builtin.copy:
+        dest: "{{ said }}/{{ item | basename }}"
+        content: "{{ lookup('ansible.builtin.template', role ~ '/templates/' ~ item ~ '.j2') }}"
+      loop: [inventory/hosts.yml, ssh/known_hosts]
+      vars:
+        service_common_hosts: "{{ groups['hypervisor'] }}"
+        _service_common_left_out:
+          results:
+            - {item: host01, content: "{{ 'ssh-ed25519 AAA1 root@host01' | b64encode }}"}
+            - {item: host02, content: "{{ 'ssh-ed25519 AAA2 root@host02' | b64encode }}"}
+            - {item: host03, content: "{{ 'ssh-ed25519 AAA3 root@host03' | b64encode }}"}
+"""
+
+
+def test_services_reach_each_host_as_its_own_user_and_at_its_own_port_and_not_as_the_head_is_reached(tmp_path):
+    (tmp_path / "write.yml").write_text(HOW_HOSTS_ARE_REACHED)
+    hosts = {
+        "host01": {"ansible_host": "10.0.0.1", "ansible_port": 22},
+        "host02": {"ansible_host": "10.0.0.2", "ansible_user": "debian", "ansible_port": 2222},
+        "host03": {"ansible_host": "10.0.0.3", "ansible_user": "me", "service_common_ssh_user": "services"},
+    }
+    head = {"ansible_connection": "local", "ansible_user": "of-the-head", "ansible_port": 9}
+    groups = {"head": {"hosts": {"head01": head}}, "hypervisor": {"hosts": hosts}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(groups))
+    (tmp_path / "said").mkdir()
+    role, said = PROJECT / "roles/service_common", tmp_path / "said"
+    done = play(tmp_path / "write.yml", tmp_path / "hosts.yml", role=str(role), said=str(said))
+    assert done.returncode == 0, done.stdout
+    listed = [Path(sys.executable).parent / "ansible-inventory", "-i", said / "hosts.yml", "--list"]
+    listing = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+    reached = json.loads(listing)["_meta"]["hostvars"]
+    assert [(reached[host]["ansible_user"], reached[host].get("ansible_port")) for host in hosts] == [
+        ("root", 22),
+        ("debian", 2222),
+        ("services", None),
+    ]
+    known = [line for line in (said / "known_hosts").read_text().splitlines() if line]
+    assert known == [
+        "10.0.0.1 ssh-ed25519 AAA1",
+        "[10.0.0.2]:2222 ssh-ed25519 AAA2",
+        "10.0.0.3 ssh-ed25519 AAA3",
+    ]
+
+
 @pytest.mark.parametrize("name", FOR_A_SITE)
 def test_an_inventory_to_copy_is_wrong_in_nothing_but_that_its_hosts_are_not_there(name):
     """Asked of this machine, in place of the hosts: what the inventory itself says must fit together."""
