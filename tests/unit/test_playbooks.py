@@ -226,3 +226,12 @@ def test_who_wants_to_remove_guests_does_not_remove_the_site(inventory):
     assert done.returncode != 0
     assert "playbooks/remove-guests.yml" in done.stdout
     assert_nothing_was_changed(done)
+
+
+def test_a_host_without_the_bridge_that_guests_join_does_not_return(inventory):
+    done = play("restore.yml", inventory, restore_host="host01", network_bridge="nobr9", ansible_become=False)
+    assert done.returncode != 0
+    said = " ".join(done.stdout.split())
+    assert "host01 has no bridge nobr9" in said
+    assert "--limit 'HEAD:host01' and without tags" in said
+    assert_nothing_was_changed(done)
