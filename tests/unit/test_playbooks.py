@@ -90,6 +90,12 @@ def test_an_inventory_sets_only_variables_that_a_role_has(name):
                 assert variable in options | of_a_host, file
 
 
+@pytest.mark.parametrize("playbook", PLAYBOOKS)
+def test_a_playbook_gives_no_store_of_its_own_in_place_of_the_inventorys(playbook):
+    for play in yaml.safe_load((PROJECT / "playbooks" / playbook).read_text()):
+        assert not [name for name in play.get("vars", {}) if name.endswith("_store") and not name.startswith("_")]
+
+
 PORTS = {"monitor_port": 8411, "resource_manager_port": 8412, "controller_port": 8413}
 WHO_ASKS_WHOM = """
 - hosts: host01
