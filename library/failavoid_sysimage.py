@@ -22,12 +22,14 @@ options:
     type: path
     required: true
   declaration:
-    description: What the image is made of, see the role sysimage. Not needed with O(state=pruned).
-    type: dict
+    description:
+      - What the image is made of as a JSON object, see the role sysimage. Not needed with O(state=pruned).
+      - Its files may hold a private key from a vault, so it is never shown or logged.
+    type: str
   sources:
-    description: Texts of the files that the declaration names with C(source).
-    type: dict
-    default: {}
+    description: Texts of the files that the declaration names with C(source), as a JSON object. Never shown or logged.
+    type: str
+    default: "{}"
   package_cache:
     description: Folder that keeps downloaded packages.
     type: path
@@ -69,7 +71,7 @@ EXAMPLES = r"""
 - name: Publish the system image
   failavoid_sysimage:
     store: /var/lib/failavoid/sysimage
-    declaration: "{{ lookup('ansible.builtin.file', 'sysimage.yml') | from_yaml }}"
+    declaration: "{{ lookup('ansible.builtin.file', 'sysimage.yml') | from_yaml | to_json }}"
 
 - name: Remove images that nothing uses
   failavoid_sysimage:
@@ -109,6 +111,7 @@ removed:
 """
 
 import contextlib
+import json
 import socket
 import time
 from pathlib import Path
@@ -125,9 +128,20 @@ from ansible.module_utils.failavoid.sysimage import (
 from ansible.module_utils.failavoid.sysimage_build import build_root
 
 
+def json_object(params: Dict[str, Any], name: str) -> Dict[str, Any]:
+    """The JSON object that an option holds. Raises SysimageError, which shows nothing of it."""
+    try:
+        given = json.loads(params[name])
+    except ValueError as error:
+        raise SysimageError(f"{name}: give it as JSON, with the filter to_json ({error})") from error
+    if not isinstance(given, dict):
+        raise SysimageError(f"{name}: a JSON object is needed, not {type(given).__name__}")
+    return given
+
+
 def publish(store: Store, params: Dict[str, Any], check: bool) -> Dict[str, Any]:
     """Make the declared image current."""
-    declaration = parse_declaration(params["declaration"], params["sources"])
+    declaration = parse_declaration(json_object(params, "declaration"), json_object(params, "sources"))
     digest, root = image_digest(declaration, store.staging), root_digest(declaration)
     previous = store.current() or ""
     result: Dict[str, Any] = {
@@ -174,8 +188,8 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "store": {"type": "path", "required": True},
-            "declaration": {"type": "dict"},
-            "sources": {"type": "dict", "default": {}},
+            "declaration": {"type": "str", "no_log": True},
+            "sources": {"type": "str", "default": "{}", "no_log": True},
             "package_cache": {"type": "path", "default": "/var/cache/failavoid"},
             "state": {"type": "str", "choices": ["published", "pruned"], "default": "published"},
             "keep": {"type": "list", "elements": "str", "default": []},

@@ -13,6 +13,8 @@ from pathlib import Path
 import libvirt
 import pytest
 import yaml
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.parameters import remove_values
 
 from tests.unit.ansible_modules import NAMES, PROJECT, Ended, documented, load, run, specification
 from tests.unit.migration_world import XML
@@ -241,12 +243,38 @@ def test_failavoid_sysimage_returns_what_it_documents(tmp_path, state):
         check=True,
         state=state,
         store=str(tmp_path / "store"),
-        declaration=declaration,
-        sources=sources,
+        declaration=json.dumps(declaration),
+        sources=json.dumps(sources),
     )
     assert (ended.failed, ended.result["changed"]) == (False, state == "published")
     assert not (tmp_path / "store").exists()
     assert_returns_what_it_documents("failavoid_sysimage", ended)
+
+
+def test_failavoid_sysimage_shows_and_logs_no_key_that_an_image_holds_and_its_results_stay_readable(
+    tmp_path, monkeypatch
+):
+    logged = []
+    monkeypatch.setattr(AnsibleModule, "log", lambda self, msg, log_args=None: logged.append((msg, log_args)))
+    key, store = "-----BEGIN OPENSSH PRIVATE KEY-----", str(tmp_path / "store")
+    root = {"suite": "bookworm", "kernel": "amd64", "initrd_modules": [], "packages": ["store"]}
+    files = [{"path": "/etc/ssh/ssh_host_ed25519_key", "content": key}, {"path": "/b", "source": "b"}]
+    given = {
+        "store": store,
+        "declaration": json.dumps({"root": root, "classes": {"host": {"init": "/sbin/init", "files": files}}}),
+        "sources": json.dumps({"b": key}),
+    }
+    module = load("failavoid_sysimage")
+    ended = run(module, check=True, **given)
+    assert (ended.failed, ended.result["built"]) == (False, ["root", "image"])
+    wrong = run(module, check=True, **{**given, "declaration": given["declaration"][:-1]})
+    assert "declaration: give it as JSON" in wrong.result["msg"]
+    said = json.dumps([ended.result, wrong.result, logged], default=str)
+    assert store in said  # it was logged what the module was called with
+    assert "PRIVATE KEY" not in said
+    masked = specification("failavoid_sysimage")["argument_spec"]
+    whole = {given[name] for name, option in masked.items() if option.get("no_log")}
+    assert remove_values(ended.result, whole) == ended.result
 
 
 def test_failavoid_sysimage_prunes_once_and_touches_nothing_in_check_mode(tmp_path):
@@ -380,7 +408,7 @@ WRONG = {
     "failavoid_interface": {"name": "nobr9"},
     "failavoid_migrate": {"evacuation": "Not A Name"},
     "failavoid_numa_info": {"domain_type": "qemu", "cores": [99999]},
-    "failavoid_sysimage": {"store": "/nowhere", "declaration": {}},
+    "failavoid_sysimage": {"store": "/nowhere", "declaration": "{}"},
     "failavoid_token": {"role": "host", "subjects": ["host01"], "secret": "/nowhere"},
 }
 

@@ -90,6 +90,12 @@ def test_an_inventory_sets_only_variables_that_a_role_has(name):
                 assert variable in options | of_a_host, file
 
 
+@pytest.mark.parametrize("playbook", PLAYBOOKS)
+def test_a_playbook_gives_no_store_of_its_own_in_place_of_the_inventorys(playbook):
+    for play in yaml.safe_load((PROJECT / "playbooks" / playbook).read_text()):
+        assert not [name for name in play.get("vars", {}) if name.endswith("_store") and not name.startswith("_")]
+
+
 PORTS = {"monitor_port": 8411, "resource_manager_port": 8412, "controller_port": 8413}
 WHO_ASKS_WHOM = """
 - hosts: host01
@@ -123,6 +129,55 @@ def test_services_that_a_site_has_on_other_ports_are_found_there_by_all_who_ask_
     for service, urls in asked.items():
         for url in [*urls, cli[service]]:
             assert url.endswith(f":{PORTS[f'{service}_port']}"), service
+
+
+HOW_HOSTS_ARE_REACHED = """
+- hosts: head01
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_vars: "{{ role }}/defaults/main.yml"
+    - ansible.builtin.copy:
+        dest: "{{ said }}/{{ item | basename }}"
+        content: "{{ lookup('ansible.builtin.template', role ~ '/templates/' ~ item ~ '.j2') }}"
+      loop: [inventory/hosts.yml, ssh/known_hosts]
+      vars:
+        service_common_hosts: "{{ groups['hypervisor'] }}"
+        _service_common_left_out:
+          results:
+            - {item: host01, content: "{{ 'ssh-ed25519 AAA1 root@host01' | b64encode }}"}
+            - {item: host02, content: "{{ 'ssh-ed25519 AAA2 root@host02' | b64encode }}"}
+            - {item: host03, content: "{{ 'ssh-ed25519 AAA3 root@host03' | b64encode }}"}
+"""
+
+
+def test_services_reach_each_host_as_its_own_user_and_at_its_own_port_and_not_as_the_head_is_reached(tmp_path):
+    (tmp_path / "write.yml").write_text(HOW_HOSTS_ARE_REACHED)
+    hosts = {
+        "host01": {"ansible_host": "10.0.0.1", "ansible_port": 22},
+        "host02": {"ansible_host": "10.0.0.2", "ansible_user": "debian", "ansible_port": 2222},
+        "host03": {"ansible_host": "10.0.0.3", "ansible_user": "me", "service_common_ssh_user": "services"},
+    }
+    head = {"ansible_connection": "local", "ansible_user": "of-the-head", "ansible_port": 9}
+    groups = {"head": {"hosts": {"head01": head}}, "hypervisor": {"hosts": hosts}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(groups))
+    (tmp_path / "said").mkdir()
+    role, said = PROJECT / "roles/service_common", tmp_path / "said"
+    done = play(tmp_path / "write.yml", tmp_path / "hosts.yml", role=str(role), said=str(said))
+    assert done.returncode == 0, done.stdout
+    listed = [Path(sys.executable).parent / "ansible-inventory", "-i", said / "hosts.yml", "--list"]
+    listing = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+    reached = json.loads(listing)["_meta"]["hostvars"]
+    assert [(reached[host]["ansible_user"], reached[host].get("ansible_port")) for host in hosts] == [
+        ("root", 22),
+        ("debian", 2222),
+        ("services", None),
+    ]
+    known = [line for line in (said / "known_hosts").read_text().splitlines() if line]
+    assert known == [
+        "10.0.0.1 ssh-ed25519 AAA1",
+        "[10.0.0.2]:2222 ssh-ed25519 AAA2",
+        "10.0.0.3 ssh-ed25519 AAA3",
+    ]
 
 
 @pytest.mark.parametrize("name", FOR_A_SITE)
@@ -236,3 +291,12 @@ def test_no_image_is_removed_while_a_host_could_not_be_asked(tmp_path, store, wo
 def test_it_is_asked_what_is_in_use_after_all_else_and_right_before_images_are_removed():
     plays = [play["name"] for play in yaml.safe_load((PROJECT / "playbooks/sysimage.yml").read_text())]
     assert plays[-2:] == ["Find out which images are in use", "Remove the images that nothing uses"]
+
+
+def test_a_host_without_the_bridge_that_guests_join_does_not_return(inventory):
+    done = play("restore.yml", inventory, restore_host="host01", network_bridge="nobr9", ansible_become=False)
+    assert done.returncode != 0
+    said = " ".join(done.stdout.split())
+    assert "host01 has no bridge nobr9" in said
+    assert "--limit 'HEAD:host01' and without tags" in said
+    assert_nothing_was_changed(done)

@@ -64,6 +64,12 @@ def test_the_defaults_are_settings(tmp_path):
     assert made.hosts[0].numa == {"0": [0, 1]}
 
 
+def test_guests_boot_from_the_store_that_the_image_is_published_in(tmp_path):
+    default = yaml.safe_load((ROLE.parent / "sysimage/defaults/main.yml").read_text())["sysimage_store"]
+    assert settings(tmp_path, {"host01": {}}).sysimage == default
+    assert settings(tmp_path, {"host01": {}}, sysimage_store="/data/images").sysimage == "/data/images"
+
+
 def test_a_host_that_a_run_leaves_out_keeps_its_place(tmp_path):
     everywhere = settings(tmp_path, {"host01": {}, "host02": {}})
     assert settings(tmp_path, {"host01": {}, "host02": {}}, left_out=["host02"]) == everywhere

@@ -154,7 +154,7 @@ LEFT = {
     "nfs_server": {"{{ nfs_server_store }}": "the role sysimage's"},
     "hypervisor": {"/etc/libvirt/qemu.conf": "libvirt's own, of which the block is taken out"},
     "netboot": {"/etc/failavoid": "the folder of all of the head's services, service_common's"},
-    "guest": {"{{ guest_cache }}/boot/{{ _guest_image.root }}/": "a cache of the machine that runs Ansible"},
+    "guest": {"{{ guest_cache }}/boot/{{ item[0] }}/": "a cache of the machine that runs Ansible"},
 }
 WRITERS = ("copy", "template", "file", "blockinfile", "lineinfile", "fetch")
 

@@ -62,6 +62,14 @@ def test_playbooks_are_run_with_tags_of_roles():
     assert tags <= {path.name for path in (PROJECT / "roles").iterdir()}
 
 
+def test_a_host_that_was_booted_is_prepared_by_all_of_the_site_and_not_by_some_roles():
+    """Some would leave it without its bridge, and the resource manager with what the host was before."""
+    (upgrade,) = [block for block in BLOCKS if "systemctl reboot" in block]
+    (prepare,) = [line for line in upgrade.splitlines() if "site.yml" in line]
+    assert "--tags" not in prepare
+    assert "--limit 'head01:node07'" in prepare
+
+
 @pytest.fixture
 def head(tmp_path):
     """A head's folders below one of this test, with databases in use; runs a block of the guide there."""
