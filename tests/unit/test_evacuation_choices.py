@@ -297,6 +297,24 @@ def test_an_alarm_that_is_withdrawn_cancels_and_a_new_one_begins_anew(world):
     world.until_state(world.alarm(name="alarm-2"), "RETIRED")
 
 
+def test_the_withdrawal_of_an_alarm_that_was_raised_again_cancels_what_the_first_has_begun(world):
+    evacuation = world.until_state(world.alarm(), "NOTICED")
+    assert world.alarm(name="alarm-2") is None  # its host is being evacuated already
+    world.restart()  # which alarms were of one cause is in the journal
+    withdrawn = world.controller.withdraw("alarm-2", "memory was freed")
+    assert withdrawn.id == evacuation.id
+    assert world.until_state(evacuation, "CANCELLED").error == "alarm alarm-2 was withdrawn: memory was freed"
+
+
+@pytest.mark.parametrize("changes", [{"metric": "temperature"}, {"host": "host2"}, {"job": "job-2"}, {"time": 1.0}])
+def test_the_withdrawal_of_an_alarm_of_another_cause_or_of_an_earlier_one_leaves_an_evacuation_alone(world, changes):
+    evacuation = world.until_state(world.alarm(), "NOTICED")
+    other = dataclasses.replace(evacuation.alarm, id="alarm-2", **changes)
+    world.around.journal.note_alarm(other, "monitor", "")
+    assert world.controller.withdraw("alarm-2", "it is well again") is None
+    assert (evacuation.state, evacuation.cancel) == ("NOTICED", "")
+
+
 def test_an_alarm_that_is_withdrawn_before_it_arrives_leads_to_nothing(world):
     assert world.controller.withdraw("alarm-1", "a mistake") is None
     assert world.alarm() is None
