@@ -95,6 +95,11 @@ class EvacuationRun:
         return bool(self.evacuation.epoch) and not ended and not self._steps.is_done("released")
 
     @property
+    def gives_up(self) -> bool:
+        """Whether it is on its way to CANCELLED."""
+        return bool(self.evacuation.cancel) or self._steps.begun("cancelled")
+
+    @property
     def wants_spare(self) -> bool:
         """Whether it is about to take one."""
         evacuation = self.evacuation
