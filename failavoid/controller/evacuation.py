@@ -132,7 +132,22 @@ class EvacuationRun:
     # -- its thread ------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Go on from the present state to an end."""
+        """Go on from the present state to an end.
+
+        What can't be written down, or be ended at all, ends the controller: a restart takes it up, while nobody would
+        take up an open evacuation that has no thread any more.
+        """
+        try:
+            self._live()
+        except sqlite3.Error:
+            log.critical("%s: the journal can't be used: the controller ends", self.evacuation.id, exc_info=True)
+            self.around.give_up()
+        except Exception:
+            log.critical("%s: it can't be ended: the controller ends", self.evacuation.id, exc_info=True)
+            self.around.give_up()
+
+    def _live(self) -> None:
+        """Come to an end, also after some errors of the controller itself. Raises what keeps it from that."""
         reason = ""
         for _ in range(_LIVES):
             try:
@@ -141,9 +156,7 @@ class EvacuationRun:
                 self._to_an_end()
                 return
             except sqlite3.Error:
-                log.critical("%s: the journal can't be used: the controller ends", self.evacuation.id, exc_info=True)
-                self.around.give_up()
-                return
+                raise
             except Exception as error:
                 log.exception("%s: an error of the controller itself", self.evacuation.id)
                 reason = f"the controller made an error ({type(error).__name__}: {error}); its log has the details"
