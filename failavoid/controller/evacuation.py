@@ -56,7 +56,11 @@ class EvacuationRun:
                 return False
             if not self.evacuation.cancel:
                 self.evacuation.cancel = reason
-                self.around.journal.save(self.evacuation)
+                try:
+                    self.around.journal.save(self.evacuation)
+                except Exception:
+                    self.evacuation.cancel = ""  # what is refused has no effect
+                    raise
             self.around.changed.notify_all()
             return True
 
@@ -67,7 +71,11 @@ class EvacuationRun:
                 return False
             if not self.evacuation.confirmed_by:
                 self.evacuation.confirmed_by = who
-                self.around.journal.save(self.evacuation)
+                try:
+                    self.around.journal.save(self.evacuation)
+                except Exception:
+                    self.evacuation.confirmed_by = ""  # what is refused has no effect
+                    raise
             self.around.changed.notify_all()
             return True
 

@@ -552,6 +552,30 @@ def test_an_evacuation_that_cannot_even_be_cancelled_ends_the_controller_and_a_r
     world.until_state(evacuation, "RETIRED")
 
 
+def test_a_cancellation_that_cannot_be_written_down_has_no_effect(world, monkeypatch):
+    evacuation = world.until_state(world.alarm(), "NOTICED")
+    with monkeypatch.context() as full:
+        full.setattr(world.around.journal, "save", raises(sqlite3.OperationalError("disk full")))
+        with pytest.raises(sqlite3.OperationalError):
+            world.controller.cancel(evacuation.id, "ada")
+    world.ranks_behave()
+    world.until_state(evacuation, "RETIRED")
+
+
+def test_a_confirmation_that_cannot_be_written_down_has_no_effect(tmp_path, monkeypatch):
+    world = World(tmp_path, mode="recommend")
+    evacuation = world.until_state(world.alarm(), "LEASED")
+    with monkeypatch.context() as full:
+        full.setattr(world.around.journal, "save", raises(sqlite3.OperationalError("disk full")))
+        with pytest.raises(sqlite3.OperationalError):
+            world.controller.confirm(evacuation.id, "ada")
+    assert evacuation.confirmed_by == ""
+    world.controller.confirm(evacuation.id, "ada")
+    world.ranks_behave()
+    world.until_state(evacuation, "RETIRED")
+    world.alive.clear()
+
+
 # -- where a guest is --------------------------------------------------------------------------------------------
 
 
