@@ -165,10 +165,13 @@ class Controller:
     def withdraw(self, alarm_id: str, reason: str, who: str = "monitor") -> Evacuation | None:
         """Cancel what an alarm has begun, as far as nothing moves yet; returns one of these evacuations, if any.
 
+        Earlier alarms of the same cause go with it: the monitor raises one again under a new name while the evacuation
+        belongs to the first, also after a restart of its own, and withdraws only the last.
         An alarm that is withdrawn before it arrives leads to nothing.
         """
         with self.around.changed:
-            runs = [run for run in self.fleet.open() if _alarm_id(run.evacuation) == alarm_id]
+            alarm = self.around.journal.alarm_document(alarm_id)
+            runs = [run for run in self.fleet.open() if _is_of(run.evacuation, alarm_id, alarm)]
             cancelled = [run for run in runs if run.cancel(f"alarm {alarm_id} was withdrawn: {reason}")]
             outcome = ", ".join(f"{run.evacuation.id} cancelled" for run in cancelled) or "nothing to cancel"
             self.around.journal.note_withdrawal(alarm_id, who, reason, outcome)
@@ -373,6 +376,19 @@ def jobs_on(host: str, membership: Membership) -> list[str]:
 
 def _alarm_id(evacuation: Evacuation) -> str:
     return evacuation.alarm.id if evacuation.alarm else ""
+
+
+def _is_of(evacuation: Evacuation, alarm_id: str, alarm: Alarm | None) -> bool:
+    """Whether an evacuation was begun by that alarm, or, where ``alarm`` is known, by an earlier one of its cause."""
+    begun_by = evacuation.alarm
+    if begun_by is None:
+        return False
+    raised_again = alarm is not None and begun_by.time <= alarm.time and _cause(begun_by) == _cause(alarm)
+    return begun_by.id == alarm_id or raised_again
+
+
+def _cause(alarm: Alarm) -> tuple[str, str, str, str]:
+    return alarm.domain, alarm.host, alarm.job, alarm.metric
 
 
 def _of_job(runs: list[EvacuationRun], job: str) -> EvacuationRun:

@@ -56,7 +56,11 @@ class EvacuationRun:
                 return False
             if not self.evacuation.cancel:
                 self.evacuation.cancel = reason
-                self.around.journal.save(self.evacuation)
+                try:
+                    self.around.journal.save(self.evacuation)
+                except Exception:
+                    self.evacuation.cancel = ""  # what is refused has no effect
+                    raise
             self.around.changed.notify_all()
             return True
 
@@ -67,7 +71,11 @@ class EvacuationRun:
                 return False
             if not self.evacuation.confirmed_by:
                 self.evacuation.confirmed_by = who
-                self.around.journal.save(self.evacuation)
+                try:
+                    self.around.journal.save(self.evacuation)
+                except Exception:
+                    self.evacuation.confirmed_by = ""  # what is refused has no effect
+                    raise
             self.around.changed.notify_all()
             return True
 
@@ -93,6 +101,11 @@ class EvacuationRun:
         """Whether guests have still to say something about its notice."""
         ended = self.evacuation.state in EVACUATION_ENDS
         return bool(self.evacuation.epoch) and not ended and not self._steps.is_done("released")
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether it is on its way to CANCELLED."""
+        return bool(self.evacuation.cancel) or self._steps.begun("cancelled")
 
     @property
     def wants_spare(self) -> bool:
@@ -127,7 +140,22 @@ class EvacuationRun:
     # -- its thread ------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Go on from the present state to an end."""
+        """Go on from the present state to an end.
+
+        What can't be written down, or be ended at all, ends the controller: a restart takes it up, while nobody would
+        take up an open evacuation that has no thread any more.
+        """
+        try:
+            self._live()
+        except sqlite3.Error:
+            log.critical("%s: the journal can't be used: the controller ends", self.evacuation.id, exc_info=True)
+            self.around.give_up()
+        except Exception:
+            log.critical("%s: it can't be ended: the controller ends", self.evacuation.id, exc_info=True)
+            self.around.give_up()
+
+    def _live(self) -> None:
+        """Come to an end, also after some errors of the controller itself. Raises what keeps it from that."""
         reason = ""
         for _ in range(_LIVES):
             try:
@@ -136,9 +164,7 @@ class EvacuationRun:
                 self._to_an_end()
                 return
             except sqlite3.Error:
-                log.critical("%s: the journal can't be used: the controller ends", self.evacuation.id, exc_info=True)
-                self.around.give_up()
-                return
+                raise
             except Exception as error:
                 log.exception("%s: an error of the controller itself", self.evacuation.id)
                 reason = f"the controller made an error ({type(error).__name__}: {error}); its log has the details"

@@ -42,8 +42,12 @@ class Fleet:
         return next(found, None)
 
     def others_on(self, evacuation: Evacuation) -> bool:
-        """Whether another open evacuation leaves the same host."""
-        return any(run.evacuation.host == evacuation.host for run in self.open() if run.evacuation is not evacuation)
+        """Whether another evacuation goes on to leave the same host: several may be cancelled at once."""
+        return any(
+            run.evacuation.host == evacuation.host and not run.gives_up
+            for run in self.open()
+            if run.evacuation is not evacuation
+        )
 
     # -- spares ----------------------------------------------------------------------------------------------
 

@@ -162,6 +162,11 @@ class Journal:
         rows = self._rows("SELECT detail FROM events WHERE what = ? AND subject = ? LIMIT 1", ALARM, alarm_id)
         return str(json.loads(rows[0][0])["outcome"]) if rows else None
 
+    def alarm_document(self, alarm_id: str) -> Alarm | None:
+        """Return an alarm that was seen before, or None."""
+        rows = self._rows("SELECT detail FROM events WHERE what = ? AND subject = ? LIMIT 1", ALARM, alarm_id)
+        return from_dict(Alarm, json.loads(rows[0][0])["document"]) if rows else None
+
     def note_withdrawal(self, alarm_id: str, who: str, reason: str, outcome: str) -> None:
         """Note that an alarm does not hold any more."""
         self._note(who, WITHDRAWAL, alarm_id, {"alarm": alarm_id, "reason": reason, "outcome": outcome})

@@ -67,8 +67,8 @@ def holding(seen: Seen) -> dict[str, Alert]:
         steps = one["steps"]
         ended = max((step["done"] or step["begun"] for step in steps), default=0.0)
         if one["state"] in EVACUATION_ENDS and ended >= seen.since:
-            went = f"{plural(len(one['migrations']), 'guest')} to {one['spare']}" if one["spare"] else "no guest moved"
-            text = f"evacuation {one['id']} of job {one['job']}: {went}" + (f"; {one['error']}" if one["error"] else "")
+            text = f"evacuation {one['id']} of job {one['job']}: {_moved(one['migrations'])}"
+            text += f"; {one['error']}" if one["error"] else ""
             found[f"evacuation {one['id']}"] = Alert(
                 "evacuation", ended, f"{one['host']}: {one['state']}", text, f"#/evacuation/{one['id']}"
             )
@@ -82,6 +82,15 @@ def holding(seen: Seen) -> dict[str, Alert]:
         text = f"while {plural(len(running), 'job')} run: the next host that is about to fail can't be left for a spare"
         found["no-spare"] = Alert("no-spare", seen.now, "no spare is left", text, "#/")
     return found
+
+
+def _moved(migrations: list[dict[str, Any]]) -> str:
+    """Say how many guests have moved, and where to: a spare that was leased is no guest that came there."""
+    moved = [one for one in migrations if one["state"] == "moved"]
+    if not moved:
+        unclear = any(one["state"] == "running" for one in migrations)  # the evacuation has ended all the same
+        return "whether a guest moved is not clear" if unclear else "no guest moved"
+    return f"{plural(len(moved), 'guest')} to {', '.join(sorted({one['destination'] for one in moved}))}"
 
 
 class Alerter:

@@ -40,14 +40,14 @@ def alarm(at, host="host1"):
     return Alarm(f"alarm-{at}", at, host, "job-1", "robust", "unavailable", 0.8, evidence)
 
 
-def evacuation(state, ended, error=""):
+def evacuation(state, ended, error="", migrations=(("host2", "moved"), ("host2", "moved"))):
     return {
         "id": "e-1",
         "host": "host1",
         "job": "job-1",
         "state": state,
         "spare": "host2",
-        "migrations": [{}, {}],
+        "migrations": [{"destination": host, "state": went} for host, went in migrations],
         "error": error,
         "steps": [{"name": "alarm", "begun": ended - 5, "done": ended}],
     }
@@ -72,6 +72,20 @@ def test_an_evacuation_is_told_when_it_ends_with_its_outcome():
     assert (told.subject, "2 guests to host2" in told.text) == ("host1: RETIRED", True)
     (told,) = holding(seen(evacuations=[evacuation("FAILED", BEGAN + 10, "no answer")])).values()
     assert "no answer" in told.text
+
+
+@pytest.mark.parametrize(
+    ("migrations", "words"),
+    [
+        ([], "no guest moved"),
+        ([("host2", "cancelled"), ("host2", "planned")], "no guest moved"),
+        ([("host2", "running")], "whether a guest moved is not clear"),
+        ([("host2", "failed"), ("host2", "moved"), ("host3", "moved")], "2 guests to host2, host3"),
+    ],
+)
+def test_only_guests_that_have_moved_are_told_to_be_at_their_spare(migrations, words):
+    (told,) = holding(seen(evacuations=[evacuation("CANCELLED", BEGAN + 10, "withdrawn", migrations)])).values()
+    assert told.text == f"evacuation e-1 of job job-1: {words}; withdrawn"
 
 
 def test_what_ended_before_the_monitor_began_is_not_told_again():

@@ -1,10 +1,12 @@
 """An evacuation comes to one of its ends whatever happens, and never leaves ranks stopped."""
 
+import sqlite3
 import time
 
 import pytest
 from evacuation_world import World, half_way, stays
 
+from failavoid.controller import evacuation as way
 from failavoid.controller.controller import RequestError
 from failavoid.controller.libvirt_view import OTHER, RUNNING
 from failavoid.controller.manager import ManagerError
@@ -522,6 +524,56 @@ def test_after_a_restart_old_evacuations_read_the_same(world):
     assert to_dict(again) == ended
     assert from_dict(type(again), ended) == again
     assert world.alarm() is again
+
+
+# -- errors of the controller itself ---------------------------------------------------------------------------
+
+
+def raises(error):
+    def act(*_words, **_more):
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("disk full"), RuntimeError("a bug")])
+def test_an_evacuation_that_cannot_even_be_cancelled_ends_the_controller_and_a_restart_ends_it(
+    world, monkeypatch, error
+):
+    given_up = []
+    world.around.give_up = lambda: given_up.append(True)
+    with monkeypatch.context() as broken:
+        broken.setattr(way, "go_on", raises(RuntimeError("a bug")))
+        broken.setattr(way, "cancelled", raises(error))
+        evacuation = world.alarm()
+        world.until(lambda: given_up)
+    world.restart()
+    world.ranks_behave()
+    world.until_state(evacuation, "RETIRED")
+
+
+def test_a_cancellation_that_cannot_be_written_down_has_no_effect(world, monkeypatch):
+    evacuation = world.until_state(world.alarm(), "NOTICED")
+    with monkeypatch.context() as full:
+        full.setattr(world.around.journal, "save", raises(sqlite3.OperationalError("disk full")))
+        with pytest.raises(sqlite3.OperationalError):
+            world.controller.cancel(evacuation.id, "ada")
+    world.ranks_behave()
+    world.until_state(evacuation, "RETIRED")
+
+
+def test_a_confirmation_that_cannot_be_written_down_has_no_effect(tmp_path, monkeypatch):
+    world = World(tmp_path, mode="recommend")
+    evacuation = world.until_state(world.alarm(), "LEASED")
+    with monkeypatch.context() as full:
+        full.setattr(world.around.journal, "save", raises(sqlite3.OperationalError("disk full")))
+        with pytest.raises(sqlite3.OperationalError):
+            world.controller.confirm(evacuation.id, "ada")
+    assert evacuation.confirmed_by == ""
+    world.controller.confirm(evacuation.id, "ada")
+    world.ranks_behave()
+    world.until_state(evacuation, "RETIRED")
+    world.alive.clear()
 
 
 # -- where a guest is --------------------------------------------------------------------------------------------

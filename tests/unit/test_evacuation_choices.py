@@ -297,6 +297,51 @@ def test_an_alarm_that_is_withdrawn_cancels_and_a_new_one_begins_anew(world):
     world.until_state(world.alarm(name="alarm-2"), "RETIRED")
 
 
+def test_when_all_evacuations_of_a_host_are_cancelled_at_once_it_is_suspected_no_more(world, monkeypatch):
+    with_second_job(world)
+    start, late = world.controller._start, []
+    monkeypatch.setattr(
+        world.controller, "_start", lambda run: (late.append if run.evacuation.job == "job-2" else start)(run)
+    )
+    first = world.until_state(world.alarm(), "NOTICED")
+    world.controller.withdraw("alarm-1", "memory was freed")
+    world.until_state(first, "CANCELLED")  # while the other is still open
+    start(*late)
+    world.until_state(late[0].evacuation, "CANCELLED")
+    assert world.manager.suspected == set()
+
+
+def test_a_host_stays_suspected_while_another_job_goes_on_to_leave_it(world):
+    with_second_job(world)
+    first, second = world.controller.order("host1", "fan is loud", "ada")
+    for one in (first, second):
+        world.until_state(one, "NOTICED")
+    world.controller.cancel(first.id, "ada")
+    world.until_state(first, "CANCELLED")
+    assert world.manager.suspected == {"host1"}
+    world.controller.cancel(second.id, "ada")
+    world.until_state(second, "CANCELLED")
+    assert world.manager.suspected == set()
+
+
+def test_the_withdrawal_of_an_alarm_that_was_raised_again_cancels_what_the_first_has_begun(world):
+    evacuation = world.until_state(world.alarm(), "NOTICED")
+    assert world.alarm(name="alarm-2") is None  # its host is being evacuated already
+    world.restart()  # which alarms were of one cause is in the journal
+    withdrawn = world.controller.withdraw("alarm-2", "memory was freed")
+    assert withdrawn.id == evacuation.id
+    assert world.until_state(evacuation, "CANCELLED").error == "alarm alarm-2 was withdrawn: memory was freed"
+
+
+@pytest.mark.parametrize("changes", [{"metric": "temperature"}, {"host": "host2"}, {"job": "job-2"}, {"time": 1.0}])
+def test_the_withdrawal_of_an_alarm_of_another_cause_or_of_an_earlier_one_leaves_an_evacuation_alone(world, changes):
+    evacuation = world.until_state(world.alarm(), "NOTICED")
+    other = dataclasses.replace(evacuation.alarm, id="alarm-2", **changes)
+    world.around.journal.note_alarm(other, "monitor", "")
+    assert world.controller.withdraw("alarm-2", "it is well again") is None
+    assert (evacuation.state, evacuation.cancel) == ("NOTICED", "")
+
+
 def test_an_alarm_that_is_withdrawn_before_it_arrives_leads_to_nothing(world):
     assert world.controller.withdraw("alarm-1", "a mistake") is None
     assert world.alarm() is None

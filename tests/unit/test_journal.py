@@ -62,9 +62,10 @@ def test_what_could_not_be_written_whole_is_not_there(journal, tmp_path):
 
 
 def test_alarms_are_remembered_with_what_came_of_them(journal):
-    assert journal.alarm("alarm-1") is None
+    assert (journal.alarm("alarm-1"), journal.alarm_document("alarm-1")) == (None, None)
     journal.note_alarm(ALARM, "monitor", "failure avoidance is off")
     assert journal.alarm("alarm-1") == "failure avoidance is off"
+    assert journal.alarm_document("alarm-1") == ALARM
 
 
 def test_a_withdrawal_may_come_before_its_alarm(journal):

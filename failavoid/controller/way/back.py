@@ -83,11 +83,21 @@ def cancelled(way: UnderWay, reason: str) -> None:
         way.move.end(end, way.around.clock.wait)
     if _holds_lease(way):
         way.spare.give_back(end)
-    if way.steps.begun("suspected") and not way.fleet.others_on(evacuation):
-        trust = way.around.manager.trust
-        way.try_to(f"trust {evacuation.host} again", lambda: way.spare.insist(lambda: trust(evacuation.host), _TRIES))
+    if way.steps.begun("suspected"):
+        way.try_to(f"trust {evacuation.host} again", lambda: way.spare.insist(lambda: _trust(way), _TRIES))
     log.warning("%s: cancelled: %s", evacuation.id, evacuation.error)
     way.steps.done("cancelled", "CANCELLED")
+
+
+def _trust(way: UnderWay) -> None:
+    """Take back that the host is suspected, unless somebody goes on to leave it.
+
+    Of several that are cancelled at once each may do it: none of them can know which is the last.
+    """
+    with way.around.changed:
+        left_by_others = way.fleet.others_on(way.evacuation)
+    if not left_by_others:
+        way.around.manager.trust(way.evacuation.host)
 
 
 def failed(way: UnderWay, reason: str) -> None:
