@@ -104,7 +104,7 @@ def _add_jobs(app: FastAPI, manager: Manager) -> None:
 
     @app.post("/jobs", response_model=Job)
     def submit(request: Document[JobRequest], caller: Identity = require("user", "operator")) -> dict[str, Any]:
-        check_request(request, caller)
+        check_request(request, caller, manager.account_of)
         ident = check_name("job", f"{request.name}-{store.next_number('job')}")
         job = jobs.allocate(ident, request, who(caller))
         manager.heartbeats.hear(ident)

@@ -16,6 +16,7 @@ from failavoid.resource_manager.hosts import Heard, Hosts, heard_by_monitor
 from failavoid.resource_manager.identity import Identities
 from failavoid.resource_manager.jobs import Jobs
 from failavoid.resource_manager.relocation import Relocate, Relocations, by_controller
+from failavoid.resource_manager.requests import AccountOf, account_on_head
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.state import ENDED, PROGRAM, mark, unmark
 from failavoid.resource_manager.store import Store
@@ -42,6 +43,7 @@ class Manager:
     warm_pools: WarmPools
     watch: Watch
     heartbeats: Heartbeats
+    account_of: AccountOf
 
     def recover(self) -> None:
         """After a restart: jobs that were being launched are launched on, what ended meanwhile is cleared.
@@ -106,6 +108,7 @@ def make_manager(
     look: Look = domains,
     heard: Heard | None = None,
     relocate: Relocate | None = None,
+    account_of: AccountOf = account_on_head,
 ) -> Manager:
     """Put the parts together on the state that is found. Raises OSError or sqlite3.Error if there can be none."""
     store = Store(Path(settings.state))
@@ -117,7 +120,7 @@ def make_manager(
     hosts = Hosts(settings, store, guests, heard or heard_by_monitor(settings.monitor, secret, settings.tls.authority))
     warm_pools = WarmPools(settings, store, guests, identities)
     watch = Watch(settings, store, jobs, look)
-    return Manager(settings, secret, store, guests, jobs, hosts, warm_pools, watch, Heartbeats())
+    return Manager(settings, secret, store, guests, jobs, hosts, warm_pools, watch, Heartbeats(), account_of)
 
 
 def take_hosts(store: Store, settings: Settings) -> None:

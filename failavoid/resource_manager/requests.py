@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Optional
 
 from fastapi import HTTPException
 
@@ -16,13 +21,35 @@ LONGEST_TEXT = 500
 _PUBLIC_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+) [A-Za-z0-9+/]+=* ?[A-Za-z0-9_.@+-]*")
 
 
-def check_request(request: JobRequest, caller: Identity) -> None:
+@dataclass(frozen=True)
+class Account:
+    """A user's numbers on the head."""
+
+    uid: int
+    gids: frozenset[int]  # of all groups that the user is a member of
+
+
+AccountOf = Callable[[str], Optional[Account]]
+
+
+def account_on_head(user: str) -> Account | None:
+    """The user's account, wherever the head's name service has it from; None if it has none."""
+    try:
+        known = pwd.getpwnam(user)
+    except KeyError:
+        return None
+    return Account(known.pw_uid, frozenset(os.getgrouplist(user, known.pw_gid)))
+
+
+def check_request(request: JobRequest, caller: Identity, account_of: AccountOf) -> None:
     """Refuse a job that is not the caller's or makes no sense. Raises HTTPException."""
     if caller.role == "user" and caller.subject != request.user:
         raise HTTPException(403, f"your token is {caller.subject}'s; the job asks for user {request.user}")
     if request.uid <= 0 or request.gid <= 0:
         raise HTTPException(422, "jobs do not run as root: start it as an ordinary user")
     check_name("user", request.user)
+    if caller.role == "user":
+        _check_account(request, account_of(request.user))
     check_name("job", request.name)
     if not _PUBLIC_KEY.fullmatch(request.public_key):
         raise HTTPException(422, "public_key is not one SSH public key in one line, such as ssh-keygen writes")
@@ -45,3 +72,15 @@ def check_request(request: JobRequest, caller: Identity) -> None:
             raise HTTPException(422, f"{name} is {getattr(request, name)}; it must be 1 or more")
     if request.guest_memory_kb < 131072:
         raise HTTPException(422, f"guests of {request.guest_memory_kb // 1024} MiB can't boot: ask for 128 MiB or more")
+
+
+def _check_account(request: JobRequest, account: Account | None) -> None:
+    """Refuse numbers that are not the user's own: guests use them on the site's file systems. Raises HTTPException."""
+    if account is None:
+        raise HTTPException(422, f"user {request.user} has no account on the head: see 'getent passwd {request.user}'")
+    if request.uid != account.uid:
+        raise HTTPException(422, f"uid {request.uid} is not {request.user}'s, which is {account.uid} on the head")
+    if request.gid not in account.gids:
+        raise HTTPException(
+            422, f"gid {request.gid} is of no group that {request.user} is in on the head: see 'id {request.user}'"
+        )

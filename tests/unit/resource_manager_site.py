@@ -10,6 +10,7 @@ from failavoid.playbook_runner import PlaybookResult
 from failavoid.resource_manager import guests
 from failavoid.resource_manager.api import make_api
 from failavoid.resource_manager.manager import make_manager
+from failavoid.resource_manager.requests import Account
 from failavoid.resource_manager.settings import HostSettings, Settings
 from failavoid.services import Tls
 from failavoid.shared.messages import Job, Membership, from_dict
@@ -18,6 +19,10 @@ from failavoid.shared.tokens import mint
 SECRET = b"s" * 48
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ failavoid"
 PATIENCE_S = 20.0
+ACCOUNTS = {  # on the head
+    "ada": Account(1000, frozenset({1000, 100})),
+    "bob": Account(1001, frozenset({1000, 1001})),
+}
 
 
 def bearer(role, subject="ada"):
@@ -63,7 +68,7 @@ class Site:
         if hasattr(self, "watch"):
             self.watch._pool.shutdown(wait=False)
         self.manager = make_manager(
-            self.settings, SECRET, self.look, lambda host: self.unheard.get(host, ""), self.relocate
+            self.settings, SECRET, self.look, lambda host: self.unheard.get(host, ""), self.relocate, ACCOUNTS.get
         )
         self.store, self.watch = self.manager.store, self.manager.watch
         self.api = TestClient(make_api(self.manager))

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import pwd
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from resource_manager_site import KEY, OPERATOR, PATIENCE_S, SECRET, SERVICE, US
 
 from failavoid.playbook_runner import PlaybookResult
 from failavoid.resource_manager import background, guests, leases
+from failavoid.resource_manager.requests import account_on_head
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.store import Store
 from failavoid.resource_manager.watch import Watch
@@ -125,7 +128,7 @@ def test_the_next_job_of_the_same_user_and_size_starts_in_the_same_guests_withou
     [
         {"guest_memory_kb": 300000},
         {"public_key": "ssh-ed25519 BBBB other"},
-        {"gid": 1001},
+        {"gid": 100},
         {"user": "bob", "uid": 1001, "headers": bearer("user", "bob")},
     ],
 )
@@ -250,6 +253,9 @@ def test_an_ended_job_stays_as_it_ended(site):
         ({"user": "eve"}, 403, "your token is ada's"),
         ({"uid": 0}, 422, "not run as root"),
         ({"gid": 0}, 422, "not run as root"),
+        ({"uid": 1001}, 422, "uid 1001 is not ada's, which is 1000 on the head"),
+        ({"gid": 1001}, 422, "gid 1001 is of no group that ada is in on the head"),
+        ({"user": "eve", "headers": bearer("user", "eve")}, 422, "user eve has no account on the head"),
         ({"name": "{{ x }}"}, 422, "not allowed"),
         ({"public_key": "ssh-ed25519 AAAA {{lookup('pipe','id')}}"}, 422, "SSH public key"),
         ({"public_key": KEY + "\n" + KEY}, 422, "SSH public key"),
@@ -265,6 +271,19 @@ def test_a_job_that_makes_no_sense_is_refused(site, wrong, status, word):
     assert answer.status_code == status
     assert word in answer.json()["detail"]
     assert site.calls == []
+
+
+def test_a_job_may_have_any_of_its_users_groups_and_an_operators_any_numbers(site):
+    assert site.ask(hosts=1, gid=100).status_code == 200
+    assert site.ask(hosts=1, user="guest1", uid=4242, gid=4242, headers=OPERATOR).status_code == 200
+
+
+def test_an_account_is_what_the_heads_name_service_has():
+    who = pwd.getpwuid(os.getuid())
+    account = account_on_head(who.pw_name)
+    assert account.uid == os.getuid()
+    assert who.pw_gid in account.gids
+    assert account_on_head("nobody-has-this-name") is None
 
 
 def test_an_exit_status_is_a_number(site):
