@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from failavoid.resource_manager import background, leases
-from failavoid.resource_manager.guests import GuestError, Guests
+from failavoid.resource_manager.guests import Guests
 from failavoid.resource_manager.heartbeats import Heartbeats
 from failavoid.resource_manager.hosts import Heard, Hosts, heard_by_monitor
 from failavoid.resource_manager.identity import Identities
@@ -64,14 +64,7 @@ class Manager:
             if guest.job is None and guest.state in ("booting", "lost"):
                 cut_short.setdefault(guest.host, []).append(guest.name)
         for host, names in cut_short.items():
-            background.start(f"clear {host}", self.remove, names)
-
-    def remove(self, names: list[str]) -> None:
-        """Remove guests that no job uses; that it fails is logged, and they stay in the picture as lost."""
-        try:
-            self.guests.remove(names)
-        except GuestError as error:
-            log.warning("guests %s could not be removed: %s", ", ".join(names), error)
+            background.start(f"clear {host}", self.guests.remove_as_far_as_possible, names)
 
     def tidy(self, stop: threading.Event) -> None:
         """End leases and jobs that nobody renewed, again and again until ``stop``; for a thread of its own."""
@@ -99,7 +92,7 @@ class Manager:
                 "the job was ended"
             )
             spoiled = self.jobs.end(job, "failed", None, message, PROGRAM, spoiled=True)
-            background.start(f"remove guests of {job}", self.remove, spoiled)
+            background.start(f"remove guests of {job}", self.guests.remove_as_far_as_possible, spoiled)
 
 
 def make_manager(

@@ -58,6 +58,7 @@ class Site:
             set(),
             set(),
         )  # asked for; guests that don't move, or nobody knows
+        self.dead = set()  # hosts that let go of no guest
         self.hold = threading.Event()
         self.hold.set()
         monkeypatch.setattr(guests, "run_playbook", self.play)
@@ -112,7 +113,9 @@ class Site:
             self.running[self.address(guest["host"])][guest["uuid"]] = guest
             said = {"guest": guest["name"], "state": "running", "pin_verified": True}
             results.setdefault(guest["host"], {}).setdefault("start", {"guests": []})["guests"].append(said)
-        for guest in variables.get("remove_guests", []):
+        doomed = variables.get("remove_guests", [])
+        dead = {guest["host"] for guest in doomed} & self.dead
+        for guest in [guest for guest in doomed if guest["host"] not in dead]:
             self.running[self.address(guest["host"])].pop(guest["uuid"], None)
             results.setdefault(guest["host"], {"remove": {}})
         for key in ("retire_host", "restore_host"):
@@ -122,6 +125,8 @@ class Site:
             for task, result in tasks.items():
                 if on_event:
                     on_event(host, task, result)
+        if dead:
+            return PlaybookResult(4, "failed", log, results, [f"{host} does not answer" for host in sorted(dead)])
         return PlaybookResult(0, "successful", log, results)
 
     def played(self, playbook):
