@@ -16,9 +16,14 @@ from failavoid.shared.names import check_name
 from failavoid.shared.tokens import Identity
 
 LONGEST_TEXT = 500
+LONGEST_COMMAND = 4096  # characters of a job's program and its arguments
+MOST_DEVICES = 256
+CUT = "..."  # at the end of what was cut
 
 # A user's key becomes a variable of a playbook, where "{{" would be a template: nothing but a key passes.
-_PUBLIC_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+) [A-Za-z0-9+/]+=* ?[A-Za-z0-9_.@+-]*")
+_PUBLIC_KEY = re.compile(
+    r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+) [A-Za-z0-9+/]{1,4000}={0,2} ?[A-Za-z0-9_.@+-]{0,255}"
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ def check_request(request: JobRequest, caller: Identity, account_of: AccountOf) 
         raise HTTPException(422, f"on_devices {request.on_devices!r} is not known: use {' or '.join(ON_DEVICES)}")
     if (request.guest_hugepage_kb or 0) < 0:
         raise HTTPException(422, f"guest_hugepage_kb is {request.guest_hugepage_kb}; it must be 0 or more")
+    if len(request.guest_devices) > MOST_DEVICES:
+        raise HTTPException(422, f"guest_devices are {len(request.guest_devices)}; use {MOST_DEVICES} or fewer")
     for kind in request.guest_devices:
         check_name("device kind", kind)
     if request.resource not in ("", *RESOURCES):
@@ -72,6 +79,23 @@ def check_request(request: JobRequest, caller: Identity, account_of: AccountOf) 
             raise HTTPException(422, f"{name} is {getattr(request, name)}; it must be 1 or more")
     if request.guest_memory_kb < 131072:
         raise HTTPException(422, f"guests of {request.guest_memory_kb // 1024} MiB can't boot: ask for 128 MiB or more")
+
+
+def shortened(text: str, longest: int = LONGEST_TEXT) -> str:
+    """A text that everybody is sent, cut to its beginning where it is too long."""
+    return text if len(text) <= longest else text[: longest - len(CUT)] + CUT
+
+
+def shortened_command(command: list[str]) -> list[str]:
+    """A job's program and as many of its arguments as fit, whole; the first word names the program, and is there."""
+    kept: list[str] = []
+    left = LONGEST_COMMAND
+    for word in command:
+        left -= len(word) + 1
+        if left < 0:
+            return [*(kept or [shortened(word, LONGEST_COMMAND)]), CUT]
+        kept.append(word)
+    return kept
 
 
 def _check_account(request: JobRequest, account: Account | None) -> None:

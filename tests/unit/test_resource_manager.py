@@ -259,6 +259,8 @@ def test_an_ended_job_stays_as_it_ended(site):
         ({"name": "{{ x }}"}, 422, "not allowed"),
         ({"public_key": "ssh-ed25519 AAAA {{lookup('pipe','id')}}"}, 422, "SSH public key"),
         ({"public_key": KEY + "\n" + KEY}, 422, "SSH public key"),
+        ({"public_key": "ssh-ed25519 " + "A" * 2**20}, 422, "SSH public key"),
+        ({"resource": "hosts", "guest_devices": ["gpu"] * 2**16}, 422, "use 256 or fewer"),
         ({"policy": "maybe"}, 422, "migrate, checkpoint, off"),
         ({"hosts": 0}, 422, "hosts is 0"),
         ({"every": 0}, 422, "every is 0"),
@@ -284,6 +286,26 @@ def test_an_account_is_what_the_heads_name_service_has():
     assert account.uid == os.getuid()
     assert who.pw_gid in account.gids
     assert account_on_head("nobody-has-this-name") is None
+
+
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        (["python3", "app.py"], ["python3", "app.py"]),
+        (["python3", "app.py", *["x" * 99] * 1000], ["python3", "app.py", *["x" * 99] * 40, "..."]),
+        (["./app", "x" * 2**20, "y"], ["./app", "..."]),
+        (["x" * 2**20], ["x" * 4093 + "...", "..."]),
+    ],
+)
+def test_of_a_long_command_the_start_is_kept(site, command, kept):
+    job = site.ready()
+    assert site.post(f"/jobs/{job.id}/started", {"command": command}, USER).json()["command"] == kept
+
+
+def test_a_long_message_is_cut(site):
+    job = site.ready()
+    site.end(job.id, 1, "no room " * 2**17)
+    assert site.job(job.id).message == ("no room " * 63)[:497] + "..."
 
 
 def test_an_exit_status_is_a_number(site):
