@@ -730,7 +730,7 @@ def test_a_restart_finds_everything_as_it_was(site):
 def test_versions_go_on_after_a_restart(site):
     version = site.picture().version
     site.start()
-    site.ask()
+    site.ready()
     assert site.picture().version > version
 
 
