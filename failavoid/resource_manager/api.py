@@ -19,7 +19,7 @@ from failavoid.resource_manager.image import ImageError
 from failavoid.resource_manager.jobs import Jobs
 from failavoid.resource_manager.manager import Manager
 from failavoid.resource_manager.picture import Picture
-from failavoid.resource_manager.requests import LONGEST_TEXT, check_request
+from failavoid.resource_manager.requests import LONGEST_TEXT, check_request, shortened, shortened_command
 from failavoid.resource_manager.state import ENDED
 from failavoid.services import require
 from failavoid.shared.messages import (
@@ -104,7 +104,7 @@ def _add_jobs(app: FastAPI, manager: Manager) -> None:
 
     @app.post("/jobs", response_model=Job)
     def submit(request: Document[JobRequest], caller: Identity = require("user", "operator")) -> dict[str, Any]:
-        check_request(request, caller)
+        check_request(request, caller, manager.account_of)
         ident = check_name("job", f"{request.name}-{store.next_number('job')}")
         job = jobs.allocate(ident, request, who(caller))
         manager.heartbeats.hear(ident)
@@ -142,13 +142,13 @@ def _add_jobs(app: FastAPI, manager: Manager) -> None:
             if job.state == "ready":
                 state.note(who(caller), "job started", job=ident)
             job.state, job.started = "running", time.time()
-            job.command = said.command
+            job.command = shortened_command(said.command)
             return to_dict(job)
 
     @app.post("/jobs/{ident}/ended", response_model=Job)
     def ended(ident: str, said: Document[JobEnded], caller: Identity = require("user", "operator")) -> dict[str, Any]:
         job = job_of(ident, caller)
-        status, message = said.exit_status, said.message
+        status, message = said.exit_status, shortened(said.message)
         if status != 0 and job.state not in ENDED:
             message = manager.watch.why_ended(ident) or message
         jobs.end(ident, "completed" if status == 0 else "failed", status, message, who(caller))

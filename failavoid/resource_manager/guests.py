@@ -89,21 +89,41 @@ class Guests:
             absent = f"guests {', '.join(sorted(missing))} were not started, see {result.log}"
             raise GuestError("; ".join(result.failures) or absent)
 
-    def remove(self, names: Iterable[str]) -> None:
-        """Remove guests that no job uses; nobody can use them from now on. Raises GuestError."""
+    def remove(self, names: Iterable[str], patience_s: float = BOOT_S) -> None:
+        """Remove guests that no job uses; nobody can use them from now on. Raises GuestError.
+
+        Guests that their hosts still act on are waited for so long.
+        """
         with self._store.change() as state:
             guests = [state.guests[name] for name in names if name in state.guests and not state.guests[name].job]
             for guest in guests:
                 guest.state = "lost"
-        self.remove_on_hosts(guests)
+        self.remove_on_hosts(guests, patience_s)
         with self._store.change() as state:
             for guest in guests:
                 state.forget(guest.name)
                 state.note(PROGRAM, "guest removed", guest=guest.name, host=guest.host)
 
-    def remove_on_hosts(self, guests: list[Guest]) -> None:
+    def remove_as_far_as_possible(self, names: list[str], patience_s: float = BOOT_S) -> None:
+        """Remove guests that no job uses; that it fails is logged, and they stay in the picture as lost.
+
+        Where one run for all fails, each host's go by themselves: one that does not answer keeps only its own.
+        """
+        with self._store.view() as state:
+            places = {name: state.guests[name].host for name in names if name in state.guests}
+        hosts = sorted(set(places.values()))
+        try:
+            self.remove(places, patience_s)
+        except GuestError as error:
+            if len(hosts) < 2:
+                log.warning("guests %s could not be removed from %s: %s", ", ".join(places), *hosts, error)
+                return
+            for host in hosts:
+                self.remove_as_far_as_possible([name for name in places if places[name] == host], patience_s)
+
+    def remove_on_hosts(self, guests: list[Guest], patience_s: float = BOOT_S) -> None:
         """Run remove-guests.yml; a guest that its host still acts on is waited for. Raises GuestError."""
-        deadline = time.monotonic() + BOOT_S
+        deadline = time.monotonic() + patience_s
         while guests:
             doomed = [{"name": guest.name, "host": guest.host, "uuid": guest.uuid} for guest in guests]
             result = self._run("remove-guests.yml", f"remove-{guests[0].name}", {"remove_guests": doomed})

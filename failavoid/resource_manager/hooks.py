@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 from dataclasses import dataclass
 
 from failavoid.resource_manager.settings import Hooks
@@ -26,6 +27,10 @@ class Occasion:
     evacuation: str = ""
     job: str = ""
 
+    def is_same(self, other: Occasion) -> bool:
+        """Whether it is the same act on the host, asked for again; an evacuation may put its reason otherwise."""
+        return (self.event, self.evacuation or self.reason) == (other.event, other.evacuation or other.reason)
+
     def environment(self) -> dict[str, str]:
         """The variables; the service's own are handed on."""
         told = {name: str(value) for name, value in vars(self).items()}
@@ -42,6 +47,22 @@ def run(hooks: Hooks, occasion: Occasion) -> list[str]:
             log.error("hook %s, %s: %s", occasion.event, about, trouble)
             failures.append(trouble)
     return failures
+
+
+class UnderWay:
+    """An occasion's commands, run in a thread of their own. ``failures`` are known when they have ``ended``."""
+
+    def __init__(self, occasion: Occasion) -> None:
+        self.occasion = occasion
+        self.ended = threading.Event()
+        self.failures = ["they could not be run, see this service's log"]
+
+    def run(self, hooks: Hooks) -> None:
+        """Run them all."""
+        try:
+            self.failures = run(hooks, self.occasion)
+        finally:
+            self.ended.set()
 
 
 def _run(command: str, occasion: Occasion, timeout_s: float) -> str:

@@ -23,6 +23,7 @@ from failavoid.shared.tokens import Identity, mint
 log = logging.getLogger(__name__)
 
 HEARD_S = 30.0  # a host's last sample may be so old
+COMMANDS_S = 15.0  # the site's commands are waited for; the controller and the command line wait 30 s for an answer
 Heard = Callable[[str], str]  # a host's name -> why its agent is not heard, or nothing
 
 
@@ -48,6 +49,8 @@ class Hosts:
         self._guests = guests
         self._heard = heard
         self._acting: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._commands: dict[str, hooks.UnderWay] = {}  # of hosts: the site's last that must succeed
+        self._commands_lock = threading.Lock()
 
     def drain(self, name: str, reason: str, caller: Identity) -> Host:
         """No new work for a host; jobs and guests on it go on."""
@@ -142,6 +145,7 @@ class Hosts:
             for lease in [lease for lease in state.leases.values() if name in held(lease) and retired]:
                 leases.give_back(state, lease)
             state.note(who(caller), "host restored", host=name, reason=reason)
+        self._forget_commands(self._commands.get(name))  # the next act is another, even if its reason is the same
         self._run_after(occasion)
 
     def _check(self, name: str) -> str:
@@ -164,14 +168,33 @@ class Hosts:
     # -- the site's commands ---------------------------------------------------------------------------------------
 
     def _run_before(self, occasion: hooks.Occasion) -> None:
-        """Run the commands that may stop the act, if the site has it so. Raises HostError."""
+        """Run the commands that may stop the act, if the site has it so. Raises HostError.
+
+        They may take longer than a caller waits: who asks again hears how they end, and does not have them run again
+        where they have succeeded.
+        """
         if not self._settings.hooks.must_succeed:
             return
-        failures = hooks.run(self._settings.hooks, occasion)
-        if failures:
+        name = occasion.host
+        with self._commands_lock:
+            commands = self._commands.get(name)
+            if commands is None or (commands.ended.is_set() and not commands.occasion.is_same(occasion)):
+                commands = self._commands[name] = hooks.UnderWay(occasion)
+                background.start(f"hooks {name}", commands.run, self._settings.hooks)
+        if not commands.occasion.is_same(occasion) or not commands.ended.wait(COMMANDS_S):
             raise HostError(
-                409, f"{occasion.host}: the site's commands stopped the {occasion.event}: {'; '.join(failures)}"
+                503, f"{name}: the site's commands for the {commands.occasion.event} are still running: ask again later"
             )
+        if commands.failures:
+            self._forget_commands(commands)  # who asks again has them run again
+            raise HostError(
+                409, f"{name}: the site's commands stopped the {occasion.event}: {'; '.join(commands.failures)}"
+            )
+
+    def _forget_commands(self, commands: hooks.UnderWay | None) -> None:
+        with self._commands_lock:
+            if commands and commands.ended.is_set() and self._commands.get(commands.occasion.host) is commands:
+                del self._commands[commands.occasion.host]
 
     def _run_after(self, occasion: hooks.Occasion) -> None:
         if not self._settings.hooks.must_succeed:

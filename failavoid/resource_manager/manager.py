@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from failavoid.resource_manager import background, leases
-from failavoid.resource_manager.guests import GuestError, Guests
+from failavoid.resource_manager.guests import Guests
 from failavoid.resource_manager.heartbeats import Heartbeats
 from failavoid.resource_manager.hosts import Heard, Hosts, heard_by_monitor
 from failavoid.resource_manager.identity import Identities
 from failavoid.resource_manager.jobs import Jobs
 from failavoid.resource_manager.relocation import Relocate, Relocations, by_controller
+from failavoid.resource_manager.requests import AccountOf, account_on_head
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.state import ENDED, PROGRAM, mark, unmark
 from failavoid.resource_manager.store import Store
@@ -42,6 +43,7 @@ class Manager:
     warm_pools: WarmPools
     watch: Watch
     heartbeats: Heartbeats
+    account_of: AccountOf
 
     def recover(self) -> None:
         """After a restart: jobs that were being launched are launched on, what ended meanwhile is cleared.
@@ -62,14 +64,7 @@ class Manager:
             if guest.job is None and guest.state in ("booting", "lost"):
                 cut_short.setdefault(guest.host, []).append(guest.name)
         for host, names in cut_short.items():
-            background.start(f"clear {host}", self.remove, names)
-
-    def remove(self, names: list[str]) -> None:
-        """Remove guests that no job uses; that it fails is logged, and they stay in the picture as lost."""
-        try:
-            self.guests.remove(names)
-        except GuestError as error:
-            log.warning("guests %s could not be removed: %s", ", ".join(names), error)
+            background.start(f"clear {host}", self.guests.remove_as_far_as_possible, names)
 
     def tidy(self, stop: threading.Event) -> None:
         """End leases and jobs that nobody renewed, again and again until ``stop``; for a thread of its own."""
@@ -97,7 +92,7 @@ class Manager:
                 "the job was ended"
             )
             spoiled = self.jobs.end(job, "failed", None, message, PROGRAM, spoiled=True)
-            background.start(f"remove guests of {job}", self.remove, spoiled)
+            background.start(f"remove guests of {job}", self.guests.remove_as_far_as_possible, spoiled)
 
 
 def make_manager(
@@ -106,6 +101,7 @@ def make_manager(
     look: Look = domains,
     heard: Heard | None = None,
     relocate: Relocate | None = None,
+    account_of: AccountOf = account_on_head,
 ) -> Manager:
     """Put the parts together on the state that is found. Raises OSError or sqlite3.Error if there can be none."""
     store = Store(Path(settings.state))
@@ -117,7 +113,7 @@ def make_manager(
     hosts = Hosts(settings, store, guests, heard or heard_by_monitor(settings.monitor, secret, settings.tls.authority))
     warm_pools = WarmPools(settings, store, guests, identities)
     watch = Watch(settings, store, jobs, look)
-    return Manager(settings, secret, store, guests, jobs, hosts, warm_pools, watch, Heartbeats())
+    return Manager(settings, secret, store, guests, jobs, hosts, warm_pools, watch, Heartbeats(), account_of)
 
 
 def take_hosts(store: Store, settings: Settings) -> None:

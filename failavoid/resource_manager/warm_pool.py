@@ -2,7 +2,7 @@
 
 They boot on the free hosts that jobs are given first, and never on as many as must stay spare. A warm guest that a
 job took is its user's from then on, as are all guests whose job has ended; when their user has not used them for a
-while they are removed, and warm ones take their place.
+while they are removed, and warm ones take their place. So are guests that were given up and could not be removed then.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from failavoid.shared.messages import Guest, Host
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
-RETRY_S = 60.0  # after guests could not be started
+RETRY_S = 60.0  # after guests could not be started, or removed
 
 
 class WarmPools:
@@ -35,6 +35,7 @@ class WarmPools:
         self._store = store
         self._guests = guests
         self._identities = identities
+        self._lost_since: dict[str, float] = {}  # guests by name, on the monotonic clock: since they were seen as lost
 
     def keep(self, stop: threading.Event) -> None:
         """Fill the pools again and again until ``stop``; for a thread of its own."""
@@ -51,8 +52,12 @@ class WarmPools:
                 pause = RETRY_S
 
     def once(self) -> None:
-        """Remove what has been idle for long or is of no use any more, start what is missing."""
-        self._guests.remove(self._outdated())
+        """Remove what has been idle for long or is of no use any more, start what is missing.
+
+        A host that does not let go of its guests keeps nobody else from theirs.
+        """
+        self._guests.remove_as_far_as_possible(self._outdated())
+        self._guests.remove_as_far_as_possible(self._left_over(), patience_s=0.0)
         for pool in self._settings.warm_pools:
             started = self._add(pool)
             if not started:
@@ -60,7 +65,7 @@ class WarmPools:
             try:
                 self._guests.start(started, None, {}, f"warm-{started[0].name}")
             finally:
-                self._guests.remove(self._absent({guest.name for guest in started}))
+                self._guests.remove_as_far_as_possible(self._absent({guest.name for guest in started}))
 
     def _outdated(self) -> list[str]:
         """Guests that nobody has used for long, and warm ones that were told what is not true any more."""
@@ -74,8 +79,27 @@ class WarmPools:
                 for name in warm & state.guests.keys()
                 if state.terms.get(name) != terms or _kind_of(state.guests[name]) not in wanted
             }
-        idle = self._names(lambda guest: guest.idle_since is not None and guest.idle_since < over)
-        return sorted(stale | set(idle))
+        idle = self._names(lambda guest: guest.state != "lost" and (guest.idle_since or over) < over)
+        return self._in_reach(stale | set(idle))
+
+    def _left_over(self) -> list[str]:
+        """Guests that were given up a while ago and are still in the picture: who was to remove them could not."""
+        now = time.monotonic()
+        lost = self._in_reach(set(self._names(lambda guest: guest.state == "lost")))
+        self._lost_since = {name: self._lost_since.get(name, now) for name in lost}
+        over = [name for name in lost if now - self._lost_since[name] >= RETRY_S]
+        for name in over:
+            del self._lost_since[name]  # if they stay, they are tried as much later again
+        return over
+
+    def _in_reach(self, names: set[str]) -> list[str]:
+        """Those of the guests whose hosts are in service and not known to be silent: others wait for that."""
+        with self._store.view() as state:
+            defunct = {host.name for host in state.hosts.values() if host.pool == "defunct"}
+            silent = {one.host for one in state.differences.values() if not one.guest}
+            return sorted(
+                name for name in names & state.guests.keys() if state.guests[name].host not in defunct | silent
+            )
 
     def _absent(self, names: set[str]) -> list[str]:
         return self._names(lambda guest: guest.name in names and guest.state not in ("warm", "ready"))

@@ -10,6 +10,7 @@ from failavoid.playbook_runner import PlaybookResult
 from failavoid.resource_manager import guests
 from failavoid.resource_manager.api import make_api
 from failavoid.resource_manager.manager import make_manager
+from failavoid.resource_manager.requests import Account
 from failavoid.resource_manager.settings import HostSettings, Settings
 from failavoid.services import Tls
 from failavoid.shared.messages import Job, Membership, from_dict
@@ -18,6 +19,10 @@ from failavoid.shared.tokens import mint
 SECRET = b"s" * 48
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ failavoid"
 PATIENCE_S = 20.0
+ACCOUNTS = {  # on the head
+    "ada": Account(1000, frozenset({1000, 100})),
+    "bob": Account(1001, frozenset({1000, 1001})),
+}
 
 
 def bearer(role, subject="ada"):
@@ -53,6 +58,7 @@ class Site:
             set(),
             set(),
         )  # asked for; guests that don't move, or nobody knows
+        self.dead = set()  # hosts that let go of no guest
         self.hold = threading.Event()
         self.hold.set()
         monkeypatch.setattr(guests, "run_playbook", self.play)
@@ -63,7 +69,7 @@ class Site:
         if hasattr(self, "watch"):
             self.watch._pool.shutdown(wait=False)
         self.manager = make_manager(
-            self.settings, SECRET, self.look, lambda host: self.unheard.get(host, ""), self.relocate
+            self.settings, SECRET, self.look, lambda host: self.unheard.get(host, ""), self.relocate, ACCOUNTS.get
         )
         self.store, self.watch = self.manager.store, self.manager.watch
         self.api = TestClient(make_api(self.manager))
@@ -107,7 +113,9 @@ class Site:
             self.running[self.address(guest["host"])][guest["uuid"]] = guest
             said = {"guest": guest["name"], "state": "running", "pin_verified": True}
             results.setdefault(guest["host"], {}).setdefault("start", {"guests": []})["guests"].append(said)
-        for guest in variables.get("remove_guests", []):
+        doomed = variables.get("remove_guests", [])
+        dead = {guest["host"] for guest in doomed} & self.dead
+        for guest in [guest for guest in doomed if guest["host"] not in dead]:
             self.running[self.address(guest["host"])].pop(guest["uuid"], None)
             results.setdefault(guest["host"], {"remove": {}})
         for key in ("retire_host", "restore_host"):
@@ -117,6 +125,8 @@ class Site:
             for task, result in tasks.items():
                 if on_event:
                     on_event(host, task, result)
+        if dead:
+            return PlaybookResult(4, "failed", log, results, [f"{host} does not answer" for host in sorted(dead)])
         return PlaybookResult(0, "successful", log, results)
 
     def played(self, playbook):

@@ -216,6 +216,51 @@ def test_a_command_that_fails_stops_the_act_where_the_site_wants_it(site):
     assert site.host("host1").pool == "suspect"
 
 
+@pytest.fixture
+def slow(site, tmp_path, monkeypatch):
+    """Commands for a retirement that must succeed and wait for `gate`, which has their status; `runs` counts them."""
+    monkeypatch.setattr(hosts_module, "COMMANDS_S", 0.1)
+    gate, runs = tmp_path / "gate", tmp_path / "runs"
+    command = f"echo run >>{runs}; until [ -s {gate} ]; do sleep 0.02; done; exit $(cat {gate})"
+    site.settings.hooks = Hooks(retire=[command], must_succeed=True)
+    yield SimpleNamespace(gate=gate, runs=lambda: len(runs.read_text().splitlines()))
+    gate.write_text("0\n")
+
+
+def retire(site, evacuation="e-1", reason="evacuated"):
+    return site.post("/hosts/host1/retire", {"reason": reason, "evacuation": evacuation})
+
+
+def test_commands_that_take_longer_than_who_asks_waits_are_run_once(site, slow):
+    for reason in ("rule robust, 3.1", "rule robust, 3.2"):
+        answer = retire(site, reason=reason)
+        assert answer.status_code == 503
+        assert "host1: the site's commands for the retire are still running" in answer.json()["detail"]
+    assert retire(site, "e-2").status_code == 503
+    assert site.host("host1").pool == "free"
+    slow.gate.write_text("0\n")
+    site.until(lambda: retire(site).status_code == 200, "not retired")
+    assert site.host("host1").pool == "defunct"
+    assert retire(site).status_code == 200
+    assert slow.runs() == 1
+    assert restore(site).status_code == 200
+    site.until(lambda: retire(site).status_code == 200, "not retired again")
+    assert slow.runs() == 2
+
+
+def test_who_asks_again_hears_that_commands_have_failed_meanwhile(site, slow):
+    assert retire(site).status_code == 503
+    slow.gate.write_text("3\n")
+    answers = []
+    site.until(lambda: answers.append(retire(site)) or answers[-1].status_code != 503, "the commands do not end")
+    assert answers[-1].status_code == 409
+    assert "ended with status 3" in answers[-1].json()["detail"]
+    assert slow.runs() == 1
+    slow.gate.write_text("0\n")
+    site.until(lambda: retire(site).status_code == 200, "not retired")
+    assert slow.runs() == 2
+
+
 def test_a_command_that_does_not_end_is_ended_with_its_children():
     hooks = Hooks(alarm=["echo begun; sleep 1000 & sleep 1000"], timeout_s=0.3)
     ended = run(hooks, Occasion("alarm", "host1", "x"))

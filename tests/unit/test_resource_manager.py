@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import pwd
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from resource_manager_site import KEY, OPERATOR, PATIENCE_S, SECRET, SERVICE, US
 
 from failavoid.playbook_runner import PlaybookResult
 from failavoid.resource_manager import background, guests, leases
+from failavoid.resource_manager.requests import account_on_head
 from failavoid.resource_manager.settings import Settings
 from failavoid.resource_manager.store import Store
 from failavoid.resource_manager.watch import Watch
@@ -125,7 +128,7 @@ def test_the_next_job_of_the_same_user_and_size_starts_in_the_same_guests_withou
     [
         {"guest_memory_kb": 300000},
         {"public_key": "ssh-ed25519 BBBB other"},
-        {"gid": 1001},
+        {"gid": 100},
         {"user": "bob", "uid": 1001, "headers": bearer("user", "bob")},
     ],
 )
@@ -250,9 +253,14 @@ def test_an_ended_job_stays_as_it_ended(site):
         ({"user": "eve"}, 403, "your token is ada's"),
         ({"uid": 0}, 422, "not run as root"),
         ({"gid": 0}, 422, "not run as root"),
+        ({"uid": 1001}, 422, "uid 1001 is not ada's, which is 1000 on the head"),
+        ({"gid": 1001}, 422, "gid 1001 is of no group that ada is in on the head"),
+        ({"user": "eve", "headers": bearer("user", "eve")}, 422, "user eve has no account on the head"),
         ({"name": "{{ x }}"}, 422, "not allowed"),
         ({"public_key": "ssh-ed25519 AAAA {{lookup('pipe','id')}}"}, 422, "SSH public key"),
         ({"public_key": KEY + "\n" + KEY}, 422, "SSH public key"),
+        ({"public_key": "ssh-ed25519 " + "A" * 2**20}, 422, "SSH public key"),
+        ({"resource": "hosts", "guest_devices": ["gpu"] * 2**16}, 422, "use 256 or fewer"),
         ({"policy": "maybe"}, 422, "migrate, checkpoint, off"),
         ({"hosts": 0}, 422, "hosts is 0"),
         ({"every": 0}, 422, "every is 0"),
@@ -265,6 +273,39 @@ def test_a_job_that_makes_no_sense_is_refused(site, wrong, status, word):
     assert answer.status_code == status
     assert word in answer.json()["detail"]
     assert site.calls == []
+
+
+def test_a_job_may_have_any_of_its_users_groups_and_an_operators_any_numbers(site):
+    assert site.ask(hosts=1, gid=100).status_code == 200
+    assert site.ask(hosts=1, user="guest1", uid=4242, gid=4242, headers=OPERATOR).status_code == 200
+
+
+def test_an_account_is_what_the_heads_name_service_has():
+    who = pwd.getpwuid(os.getuid())
+    account = account_on_head(who.pw_name)
+    assert account.uid == os.getuid()
+    assert who.pw_gid in account.gids
+    assert account_on_head("nobody-has-this-name") is None
+
+
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        (["python3", "app.py"], ["python3", "app.py"]),
+        (["python3", "app.py", *["x" * 99] * 1000], ["python3", "app.py", *["x" * 99] * 40, "..."]),
+        (["./app", "x" * 2**20, "y"], ["./app", "..."]),
+        (["x" * 2**20], ["x" * 4093 + "...", "..."]),
+    ],
+)
+def test_of_a_long_command_the_start_is_kept(site, command, kept):
+    job = site.ready()
+    assert site.post(f"/jobs/{job.id}/started", {"command": command}, USER).json()["command"] == kept
+
+
+def test_a_long_message_is_cut(site):
+    job = site.ready()
+    site.end(job.id, 1, "no room " * 2**17)
+    assert site.job(job.id).message == ("no room " * 63)[:497] + "..."
 
 
 def test_an_exit_status_is_a_number(site):
@@ -702,7 +743,7 @@ def test_a_restart_finds_everything_as_it_was(site):
 def test_versions_go_on_after_a_restart(site):
     version = site.picture().version
     site.start()
-    site.ask()
+    site.ready()
     assert site.picture().version > version
 
 

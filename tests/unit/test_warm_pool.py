@@ -166,6 +166,54 @@ def test_no_warm_guest_boots_where_one_that_was_given_up_may_still_run(site):
     ]
 
 
+def test_a_host_that_does_not_answer_keeps_no_other_from_its_warm_guests(site, tmp_path):
+    fill(site)
+    manifest = tmp_path / "sysimage/current/manifest.json"
+    manifest.write_text(manifest.read_text().replace("d1", "d2"))
+    site.dead = {"host1"}
+    assert fill(site) == {
+        "g0001": ("host1", "lost", ""),
+        "g0003": ("host2", "warm", ""),
+        "g0004": ("host3", "warm", ""),
+    }
+
+
+def test_guests_that_were_given_up_are_tried_again_until_their_host_is_rid_of_them(site, monkeypatch):
+    fill(site)
+    site.dead = {"host1"}
+    site.manager.guests.remove_as_far_as_possible(["g0001"])
+    fill(site)
+    tried = len(site.played("remove-guests.yml"))
+    fill(site)
+    assert len(site.played("remove-guests.yml")) == tried, "whoever gave it up may still be at it"
+    monkeypatch.setattr("failavoid.resource_manager.warm_pool.RETRY_S", 0.0)
+    assert fill(site)["g0001"] == ("host1", "lost", "")
+    site.dead.clear()
+    assert "g0001" not in fill(site)
+    assert site.running["10.0.0.1"] == {}
+
+
+@pytest.mark.parametrize("out_of_reach", ["silent", "defunct"])
+def test_guests_are_not_removed_from_a_host_that_is_silent_or_out_of_service(site, monkeypatch, out_of_reach):
+    monkeypatch.setattr("failavoid.resource_manager.warm_pool.RETRY_S", 0.0)
+    fill(site)
+    site.dead = {"host1"}
+    if out_of_reach == "silent":
+        site.silent = {"10.0.0.1"}
+        for _ in range(3):
+            site.watch.once()
+    else:
+        site.post("/hosts/host1/retire", headers=OPERATOR)
+        site.until(lambda: site.played("retire.yml"), "the host was not marked")
+    tried = len(site.played("remove-guests.yml"))
+    site.settings.warm_pools = []
+    site.settings.idle_guest_s = -1.0
+    assert list(fill(site)) == ["g0001"]
+    assert all(
+        guest["host"] != "host1" for run in site.played("remove-guests.yml")[tried:] for guest in run["remove_guests"]
+    )
+
+
 def test_guests_that_a_kill_cut_short_at_their_boot_are_removed(site):
     site.hold.clear()
 
@@ -236,6 +284,15 @@ def test_a_job_whose_client_is_heard_goes_on_and_a_silent_one_ends(site, monkeyp
     assert site.job(silent.id).state == "failed"
     assert "was not heard for 60 s" in site.job(silent.id).message
     site.until(lambda: not site.guests(), "where its ranks may still run others could")
+
+
+def test_of_a_silent_jobs_guests_those_alone_stay_whose_host_does_not_answer(site):
+    job = site.ready(hosts=2, guests_per_host=1)
+    site.manager.heartbeats._heard[job.id] = -1e9
+    site.dead = {"host1"}
+    site.manager.end_silent_jobs()
+    site.until(lambda: len(site.guests()) == 1, "where its ranks may still run others could")
+    assert [(guest.host, guest.state) for guest in site.guests().values()] == [("host1", "lost")]
 
 
 def test_a_restart_hears_all_clients_anew(site):
