@@ -10,7 +10,7 @@ from failavoid.playbook_runner import PlaybookResult
 from failavoid.resource_manager import guests
 from failavoid.resource_manager.api import make_api
 from failavoid.resource_manager.manager import make_manager
-from failavoid.resource_manager.requests import Account
+from failavoid.resource_manager.requests import Account, account_on_head
 from failavoid.resource_manager.settings import HostSettings, Settings
 from failavoid.services import Tls
 from failavoid.shared.messages import Job, Membership, from_dict
@@ -22,6 +22,7 @@ PATIENCE_S = 20.0
 ACCOUNTS = {  # on the head
     "ada": Account(1000, frozenset({1000, 100})),
     "bob": Account(1001, frozenset({1000, 1001})),
+    "nobody": account_on_head("nobody"),  # whom clients in tests really run as
 }
 
 
